@@ -1,0 +1,3 @@
+module github.com/umbravm/umbra
+
+go 1.26.0
