@@ -1,0 +1,162 @@
+package btf
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+
+	cbtf "github.com/cilium/ebpf/btf"
+)
+
+// Field says where in an object something lies and how to read it.
+type Field struct {
+	Name   string // as asked for, "task_struct.comm"
+	Offset uint32 // bytes from the start of the object
+	Size   uint32 // bytes, of the whole field; 0 for a flexible array
+	Elem   uint32 // bytes of one element when it is an array, 0 otherwise
+	BitOff uint8  // for a bit field: bits from Offset on
+	Bits   uint8  // for a bit field: its width, 0 otherwise
+	Signed bool   // an integer that is sign-extended
+	Known  bool   // the kernel has it; false for the zero Field
+}
+
+// Len returns the number of elements of an array field.
+func (f Field) Len() int {
+	if f.Elem == 0 {
+		return 0
+	}
+	return int(f.Size / f.Elem)
+}
+
+// Field finds what a path names: a type and then members, "sock.sk_wmem_queued"
+// or "sock.__sk_common.skc_family"; members of anonymous structs and unions are
+// found as in C. A type alone gives a Field of offset 0 and the type's size.
+func (t *Types) Field(path string) (f Field, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			f, err = Field{}, fmt.Errorf("field %q: %w: %v", path, ErrFormat, p)
+		}
+	}()
+	parts := strings.Split(path, ".")
+	typ, err := t.Lookup(parts[0])
+	if err != nil {
+		return Field{}, err
+	}
+	var bits, width uint32
+	for _, name := range parts[1:] {
+		m, off, ok := Member(typ, name)
+		if !ok {
+			return Field{}, fmt.Errorf("field %q: %w", path, ErrNoField)
+		}
+		bits, width, typ = bits+off, uint32(m.BitfieldSize), m.Type
+	}
+	size, elem, signed, err := shape(typ)
+	if err != nil {
+		return Field{}, fmt.Errorf("field %q: %w", path, err)
+	}
+	f = Field{Name: path, Offset: bits / 8, Size: size, Elem: elem, Signed: signed, Known: true}
+	if width > 0 {
+		if width > 56 { // with its offset in the first byte it must fit one word
+			return Field{}, fmt.Errorf("field %q: %w: %d bits", path, ErrFormat, width)
+		}
+		f.BitOff, f.Bits = uint8(bits%8), uint8(width)
+	}
+	return f, nil
+}
+
+// Member finds a member of a struct or union by name, through anonymous ones. off
+// is its distance from the start of t, in bits.
+func Member(t cbtf.Type, name string) (m cbtf.Member, off uint32, ok bool) {
+	return member(t, name, 16)
+}
+
+func member(t cbtf.Type, name string, depth int) (cbtf.Member, uint32, bool) {
+	var members []cbtf.Member
+	switch u := cbtf.UnderlyingType(t).(type) {
+	case *cbtf.Struct:
+		members = u.Members
+	case *cbtf.Union:
+		members = u.Members
+	}
+	if depth == 0 {
+		return cbtf.Member{}, 0, false
+	}
+	for _, m := range members {
+		if m.Name == name {
+			return m, uint32(m.Offset), true
+		}
+	}
+	for _, m := range members {
+		if m.Name == "" {
+			if in, off, ok := member(m.Type, name, depth-1); ok {
+				return in, uint32(m.Offset) + off, true
+			}
+		}
+	}
+	return cbtf.Member{}, 0, false
+}
+
+// shape returns how a value of type t is read.
+func shape(t cbtf.Type) (size, elem uint32, signed bool, err error) {
+	n, err := cbtf.Sizeof(t)
+	if err != nil {
+		return 0, 0, false, fmt.Errorf("%w: %w", ErrFormat, err)
+	}
+	switch u := cbtf.UnderlyingType(t).(type) {
+	case *cbtf.Array:
+		e, err := cbtf.Sizeof(u.Type)
+		if err != nil {
+			return 0, 0, false, fmt.Errorf("%w: %w", ErrFormat, err)
+		}
+		elem = uint32(e)
+	case *cbtf.Int:
+		signed = u.Encoding == cbtf.Signed
+	case *cbtf.Enum:
+		signed = u.Signed
+	}
+	return uint32(n), elem, signed, nil
+}
+
+// Binder answers the questions Bind asks.
+type Binder interface {
+	Field(path string) (Field, error)
+}
+
+// Bind fills the members of type Field of the struct that layout points to. Each
+// has a tag that names what it stands for, alternatives newest first:
+//
+//	State btf.Field `btf:"task_struct.__state task_struct.state"`
+//
+// A tag that ends in " ?" is optional: what no alternative finds stays the zero
+// Field. Anything else not found is an error that names all of it.
+func Bind(t Binder, layout any) error {
+	v := reflect.ValueOf(layout).Elem()
+	var missing []string
+	for i := range v.NumField() {
+		f, ok := v.Field(i).Addr().Interface().(*Field)
+		if !ok {
+			continue
+		}
+		tag := v.Type().Field(i).Tag.Get("btf")
+		paths := strings.Fields(tag)
+		optional := len(paths) > 0 && paths[len(paths)-1] == "?"
+		if optional {
+			paths = paths[:len(paths)-1]
+		}
+		found := false
+		for _, p := range paths {
+			got, err := t.Field(p)
+			if err == nil {
+				*f, found = got, true
+				break
+			}
+		}
+		if !found && !optional {
+			missing = append(missing, strings.Join(paths, " or "))
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("%s: %w", strings.Join(missing, ", "), ErrNoField)
+	}
+	return nil
+}
