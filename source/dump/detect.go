@@ -1,0 +1,68 @@
+package dump
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+)
+
+// Signatures at the start of a file.
+const (
+	flatMagic  = "makedumpfile\x00\x00\x00\x00"
+	kdumpMagic = "KDUMP   "
+	diskMagic  = "DISKDUMP"
+)
+
+const lookedFor = "looked for an ELF core, kdump-compressed (also flattened) and LiME"
+
+// detect recognises the file and decodes its headers.
+func (s *Source) detect(ctx context.Context, st storage, opts Options) (image, error) {
+	if opts.Format == Raw || opts.Format == Auto && opts.Layout != nil {
+		return openRaw(st, opts.Layout)
+	}
+	if opts.Layout != nil {
+		return nil, fmt.Errorf("%w: a layout was given for a file in %s format, which has its own", ErrFormat, opts.Format)
+	}
+	magic := make([]byte, 16)
+	n, err := readFull(st, magic, 0)
+	if err != nil && n < 4 {
+		return nil, fmt.Errorf("%w: %s; the file has %d bytes", ErrFormat, lookedFor, st.size())
+	}
+	magic = magic[:n]
+	found, img, err := s.open(ctx, st, magic)
+	if err != nil {
+		return nil, err
+	}
+	if opts.Format != Auto && opts.Format != found {
+		return nil, fmt.Errorf("%w: format %s was asked for, this is %s", ErrFormat, opts.Format, found)
+	}
+	return img, nil
+}
+
+func (s *Source) open(ctx context.Context, st storage, magic []byte) (f Format, img image, err error) {
+	has := func(m string) bool { return len(magic) >= len(m) && string(magic[:len(m)]) == m }
+	switch {
+	case has(elfMagic):
+		f = ELF
+		img, s.notes, err = openELF(st)
+	default:
+		return "", nil, unknown(magic)
+	}
+	return f, img, err
+}
+
+// unknown says what a file is when it is not a dump but easily taken for one.
+func unknown(magic []byte) error {
+	what := "starts with " + fmt.Sprintf("%q", magic[:min(len(magic), 8)])
+	switch {
+	case len(magic) >= 4 && binary.BigEndian.Uint32(magic) == 0x514649fb:
+		what = "this is a qcow2 disk image"
+	case len(magic) >= 4 && string(magic[:4]) == "PAGE":
+		what = "this is a Windows crash dump"
+	case len(magic) >= 4 && string(magic[:4]) == "QEVM":
+		what = "this is a QEMU migration stream"
+	case len(magic) >= 8 && string(magic[:8]) == diskMagic:
+		what = "this is a diskdump of the time before kdump"
+	}
+	return fmt.Errorf("%w: %s; %s; for raw memory, name the format or give its layout", ErrFormat, lookedFor, what)
+}
