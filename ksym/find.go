@@ -30,7 +30,9 @@ func Find(img Image) (*Table, error) {
 		return nil, err
 	}
 	f := finder{view: v}
-	err = f.scan(v.base, v.base+mem.Virt(v.size))
+	if err = f.sample(); err == nil && f.found == nil {
+		err = f.scan(v.base, v.base+mem.Virt(v.size))
+	}
 	switch {
 	case f.found != nil:
 		return f.found, nil
