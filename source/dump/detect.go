@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"strings"
 )
 
 // Signatures at the start of a file.
@@ -39,16 +40,42 @@ func (s *Source) detect(ctx context.Context, st storage, opts Options) (image, e
 	return img, nil
 }
 
+// open decodes the headers of what starts with magic.
 func (s *Source) open(ctx context.Context, st storage, magic []byte) (f Format, img image, err error) {
-	has := func(m string) bool { return len(magic) >= len(m) && string(magic[:len(m)]) == m }
+	has := func(m string) bool { return strings.HasPrefix(string(magic), m) }
 	switch {
 	case has(elfMagic):
 		f = ELF
 		img, s.notes, err = openELF(st)
+	case has(kdumpMagic):
+		f = Kdump
+		img, s.notes, err = openKdump(ctx, st)
+	case isLiME(magic):
+		f = LiME
+		img, err = openLiME(st)
+	case has(flatMagic):
+		if _, nested := st.(*flat); nested {
+			return "", nil, fmt.Errorf("%w: a flattened file in a flattened file", ErrFormat)
+		}
+		return s.unfold(ctx, st)
 	default:
 		return "", nil, unknown(magic)
 	}
 	return f, img, err
+}
+
+// unfold opens what a flattened file holds.
+func (s *Source) unfold(ctx context.Context, st storage) (Format, image, error) {
+	inner, err := openFlat(ctx, st)
+	if err != nil {
+		return "", nil, err
+	}
+	magic := make([]byte, 16)
+	n, err := readFull(inner, magic, 0)
+	if err != nil {
+		return "", nil, fmt.Errorf("what the flattened file holds: %w", err)
+	}
+	return s.open(ctx, inner, magic[:n])
 }
 
 // unknown says what a file is when it is not a dump but easily taken for one.

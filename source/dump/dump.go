@@ -85,6 +85,9 @@ type image interface {
 	// missing returns how many bytes of the file's memory lie behind its end. For
 	// a compressed file it is the bytes of the file.
 	missing() uint64
+
+	// close lets go of decoders, not of the file.
+	close()
 }
 
 // Open opens the dump file at path.
@@ -121,6 +124,7 @@ func (s *Source) Missing() uint64 { return s.image.missing() }
 // Close implements source.Source.
 func (s *Source) Close() error {
 	s.closed = true
+	s.image.close()
 	return s.file.Close()
 }
 

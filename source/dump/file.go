@@ -21,6 +21,9 @@ type storage interface {
 	// nextData returns the first run of bytes in [off, end) that may differ from
 	// zero, and false when there is none.
 	nextData(off, end int64) (from, to int64, ok bool)
+
+	// cut returns how many bytes are known to be missing, whatever the format.
+	cut() uint64
 }
 
 // file is an open dump. It is read with pread: a file that shrinks ends in a
@@ -47,6 +50,7 @@ func openFile(path string) (*file, error) {
 }
 
 func (f *file) size() int64 { return f.length }
+func (f *file) cut() uint64 { return 0 }
 
 func (f *file) nextData(off, end int64) (int64, int64, bool) {
 	if off >= end {

@@ -77,6 +77,7 @@ func newSegments(st storage, name string, runs []segment, left []mem.Extent) (*s
 	for _, g := range s.runs {
 		s.absent += beyond(g.off, g.size, uint64(st.size()))
 	}
+	s.absent = max(s.absent, st.cut())
 	return s, nil
 }
 
@@ -143,6 +144,7 @@ func (s *segments) describe() string {
 
 func (s *segments) layout() mem.Layout { return slices.Clone(s.ram) }
 func (s *segments) missing() uint64    { return s.absent }
+func (s *segments) close()             {}
 
 // find returns the index of the first run that ends behind a.
 func (s *segments) find(a mem.Phys) int {
