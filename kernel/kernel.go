@@ -1,0 +1,174 @@
+// Package kernel finds the Linux kernel that runs in a machine, from nothing but
+// the machine's memory, and gives typed access to its objects. It knows what all
+// kernels share (symbols, types, page tables, the image); what the objects mean is
+// package linux's.
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"sync"
+	"time"
+
+	"github.com/umbravm/umbra/btf"
+	"github.com/umbravm/umbra/ksym"
+	"github.com/umbravm/umbra/mem"
+	"github.com/umbravm/umbra/source"
+)
+
+// Kernel is one attached guest kernel: memory, symbols and types. Its methods may
+// be used by several goroutines; a View belongs to one.
+type Kernel struct {
+	src    source.Source
+	image  *image
+	root   mem.Phys   // the kernel's own page tables, init_top_pgt
+	levels int        // of page tables
+	tables []mem.Phys // walked while attaching: what every view will need first
+	syms   *ksym.Table
+	types  *lazyTypes
+	banner string
+	attach AttachInfo
+
+	mu      sync.Mutex
+	layouts map[reflect.Type]any
+}
+
+// AttachInfo says how a kernel was found and what that cost.
+type AttachInfo struct {
+	Method   string        // ByRegisters, ByVMCoreInfo, ByScan
+	Duration time.Duration // from nothing to symbols and types
+	Read     uint64        // bytes of the machine's memory read
+	Cached   bool          // types came from the cache
+	Findings []Finding
+}
+
+// Options of Attach. The zero value finds everything in memory.
+type Options struct {
+	Cache   *Cache      // where decoded tables are kept; nil keeps none
+	Types   *btf.Types  // instead of the guest's BTF
+	Symbols *ksym.Table // instead of the guest's kallsyms; at link-time addresses
+}
+
+// ErrNoKernel is a machine in whose memory no running kernel was found.
+var ErrNoKernel = errors.New("no running Linux kernel found")
+
+// Attach finds the kernel that runs in src: from the CPUs' registers where the
+// source has them, else from what the kernel left for kdump, else from page tables
+// found by looking through all of RAM. What is found is a kernel only when its own
+// symbols prove it (see prove).
+func Attach(ctx context.Context, src source.Source, opts Options) (*Kernel, error) {
+	begun := time.Now()
+	f := newFinder(ctx, src)
+	steps := []func() ([]candidate, error){f.fromNotes, f.fromTables}
+	if rr, ok := src.(source.RegisterReader); ok {
+		steps = append([]func() ([]candidate, error){func() ([]candidate, error) {
+			regs, err := rr.Registers(ctx)
+			if err != nil {
+				return nil, fmt.Errorf("read registers: %w", err)
+			}
+			return f.fromRegisters(regs)
+		}}, steps...)
+	}
+	var errs []error
+	for _, step := range steps {
+		cs, err := step()
+		if err != nil {
+			errs = append(errs, err)
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		k, err := f.choose(cs, opts)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		if k != nil {
+			k.attach.Duration = time.Since(begun)
+			return k, nil
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoKernel, err)
+	}
+	return nil, ErrNoKernel
+}
+
+// choose returns the running kernel among candidates, nil when none is one.
+func (f *finder) choose(cs []candidate, opts Options) (*Kernel, error) {
+	var proven []*Kernel
+	var errs []error
+	for _, c := range cs {
+		k, err := f.prove(c, opts)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("image at %v, page tables at %v: %w", c.image.base, c.root, err))
+			continue
+		}
+		if c.method == ByRegisters {
+			return k, nil // a CPU runs on it
+		}
+		proven = append(proven, k)
+	}
+	if len(proven) == 0 {
+		return nil, errors.Join(errs...)
+	}
+	return f.alive(proven)
+}
+
+// Source returns what the kernel is read through.
+func (k *Kernel) Source() source.Source { return k.src }
+
+// Banner returns linux_banner, without its newline.
+func (k *Kernel) Banner() string { return k.banner }
+
+// Attached says how the kernel was found.
+func (k *Kernel) Attached() AttachInfo { return k.attach }
+
+// Symbols returns the kernel's symbol table.
+func (k *Kernel) Symbols() *ksym.Table { return k.syms }
+
+// Symbol returns the address of a symbol.
+func (k *Kernel) Symbol(name string) (mem.Virt, error) {
+	a, ok := k.syms.Lookup(name)
+	if !ok {
+		return 0, fmt.Errorf("symbol %q: %w", name, ErrNoSymbol)
+	}
+	return a, nil
+}
+
+// ErrNoSymbol is a symbol the kernel does not have.
+var ErrNoSymbol = errors.New("no such symbol")
+
+// Slide returns how far KASLR moved the image from where it was linked, in bytes.
+func (k *Kernel) Slide() uint64 {
+	const linked = imageLow + 0x100_0000 // CONFIG_PHYSICAL_START
+	text, err := k.Symbol("_text")
+	if err != nil {
+		return 0
+	}
+	return uint64(text - linked)
+}
+
+// Types returns the kernel's types.
+func (k *Kernel) Types() (*btf.Types, error) { return k.types.get() }
+
+// Field answers as btf.Types.Field does, from the cache where it can.
+func (k *Kernel) Field(path string) (btf.Field, error) { return k.types.Field(path) }
+
+// Layout returns a struct of btf.Field members bound to the kernel's types (see
+// btf.Bind). It is bound once for each kernel and type T.
+func Layout[T any](k *Kernel) (*T, error) {
+	t := reflect.TypeFor[T]()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if l, ok := k.layouts[t]; ok {
+		return l.(*T), nil
+	}
+	l := new(T)
+	if err := btf.Bind(k, l); err != nil {
+		return nil, fmt.Errorf("types of this kernel: %w", err)
+	}
+	k.layouts[t] = l
+	return l, nil
+}

@@ -1,0 +1,212 @@
+package kernel
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/umbravm/umbra/btf"
+	"github.com/umbravm/umbra/ksym"
+	"github.com/umbravm/umbra/mem"
+	"github.com/umbravm/umbra/paging"
+)
+
+// prove loads a candidate's symbols and types and shows that they belong to the
+// kernel mapped there: the banner is where the symbols say, the first task is the
+// idle task, the kernel's own page tables map the very image, and the processor
+// delivers page faults to the kernel's handler.
+func (f *finder) prove(c candidate, opts Options) (*Kernel, error) {
+	k := &Kernel{src: f.src, image: c.image, levels: c.levels, layouts: make(map[reflect.Type]any)}
+	k.attach.Method = c.method
+	var err error
+	if k.syms, err = symbols(c.image, opts); err != nil {
+		return nil, err
+	}
+	if k.banner, err = k.readBanner(); err != nil {
+		return nil, err
+	}
+	if k.root, err = k.ownTables(f.snap); err != nil {
+		return nil, err
+	}
+	if c.handler != 0 && !k.handlesFaultsAt(c.handler) {
+		return nil, fmt.Errorf("the processor's page fault handler %v is none of this kernel's", c.handler)
+	}
+	if k.types, err = k.loadTypes(opts); err != nil {
+		return nil, err
+	}
+	if err := k.proveTask(f.ctx); err != nil {
+		return nil, err
+	}
+	k.attach.Read = c.image.read + uint64(f.snap.Stats().Pages)*mem.PageSize
+	return k, nil
+}
+
+func symbols(im *image, opts Options) (*ksym.Table, error) {
+	if opts.Symbols != nil {
+		return opts.Symbols, nil
+	}
+	t, err := ksym.Find(im)
+	if err != nil {
+		return nil, &MissingError{What: "kallsyms", Flag: "--system-map FILE", Err: err}
+	}
+	return t, nil
+}
+
+// MissingError is something a kernel does not carry in its memory, and the flag
+// that supplies it.
+type MissingError struct {
+	What string // "kallsyms", "BTF"
+	Flag string
+	Err  error
+}
+
+func (e *MissingError) Error() string {
+	return fmt.Sprintf("no %s in the kernel's memory: %v", e.What, e.Err)
+}
+func (e *MissingError) Unwrap() error { return e.Err }
+
+// Hint says what helps.
+func (e *MissingError) Hint() string { return "supply it with " + e.Flag }
+
+// readBanner returns linux_banner (init/version.c).
+func (k *Kernel) readBanner() (string, error) {
+	a, err := k.Symbol("linux_banner")
+	if err != nil {
+		return "", err
+	}
+	buf := make([]byte, 512)
+	if err := k.image.Read(a, buf); err != nil {
+		return "", fmt.Errorf("linux_banner: %w", err)
+	}
+	text, _, ok := bytes.Cut(buf, []byte{0})
+	if !ok || !bytes.HasPrefix(text, []byte("Linux version ")) {
+		return "", fmt.Errorf("linux_banner at %v does not hold a banner", a)
+	}
+	return strings.TrimSuffix(string(text), "\n"), nil
+}
+
+// ownTables returns the kernel's top page table, having checked that it maps the
+// image to where the image was found.
+func (k *Kernel) ownTables(snap *mem.Snapshot) (mem.Phys, error) {
+	pgd, err := k.Symbol("init_top_pgt")
+	if err != nil {
+		return 0, err
+	}
+	root := k.image.phys(pgd)
+	sp := paging.NewCached(snap, root, k.levels)
+	for _, r := range k.image.runs {
+		p, err := sp.Translate(r.Virt)
+		if err != nil {
+			return 0, fmt.Errorf("init_top_pgt: %w", err)
+		}
+		if p != r.Phys {
+			return 0, fmt.Errorf("init_top_pgt maps %v to %v, not %v", r.Virt, p, r.Phys)
+		}
+	}
+	k.tables = sp.Tables()
+	return root, nil
+}
+
+// handlesFaultsAt tells whether a is an entry point for page faults: asm_exc_page_fault
+// since 5.8, or that of a hypervisor's asynchronous faults or of FRED.
+func (k *Kernel) handlesFaultsAt(a mem.Virt) bool {
+	s, off, ok := k.syms.Symbolize(a)
+	return ok && off == 0 && strings.Contains(s.Name, "page_fault")
+}
+
+type taskProof struct {
+	Comm btf.Field `btf:"task_struct.comm"`
+	PID  btf.Field `btf:"task_struct.pid"`
+}
+
+// proveTask shows that init_task, read through the kernel's page tables with the
+// kernel's types, is the idle task of the boot CPU (init/init_task.c).
+func (k *Kernel) proveTask(ctx context.Context) error {
+	task, err := k.Symbol("init_task")
+	if err != nil {
+		return err
+	}
+	l, err := Layout[taskProof](k)
+	if err != nil {
+		return err
+	}
+	v := k.View(ctx, mem.Options{})
+	return v.Do(func(w *Walk) {
+		pid, comm := w.Uint(task, l.PID), w.Text(task, l.Comm)
+		if w.OK() && (pid != 0 || !strings.HasPrefix(comm, "swapper")) {
+			w.Failf("init_task at %v is %q with pid %d, not the idle task", task, comm, pid)
+		}
+		if w.OK() {
+			k.tables = v.space.Tables()
+		}
+	})
+}
+
+// clockWait bounds the wait for a kernel's clock to move. An idle kernel that
+// stopped its tick wakes at least that often.
+const clockWait = 5 * time.Second
+
+// alive returns the running one of several kernels proven without registers. The
+// remains of an earlier boot can prove as much; but only one clock moves.
+func (f *finder) alive(ks []*Kernel) (*Kernel, error) {
+	if len(ks) == 1 {
+		return ks[0], nil
+	}
+	if !f.src.Info().Live {
+		return nil, fmt.Errorf("%d kernels lie in this memory and nothing tells which one ran: %s", len(ks), places(ks))
+	}
+	before := make([][]byte, len(ks))
+	for end := time.Now().Add(clockWait); time.Now().Before(end); {
+		for i, k := range ks {
+			now, err := k.clock()
+			if err != nil {
+				continue
+			}
+			if before[i] != nil && !bytes.Equal(before[i], now) {
+				k.attach.Findings = append(k.attach.Findings, Finding{"memory",
+					fmt.Sprintf("holds %d kernels, this one runs: %s", len(ks), places(ks))})
+				return k, nil
+			}
+			before[i] = now
+		}
+		select {
+		case <-f.ctx.Done():
+			return nil, f.ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	return nil, fmt.Errorf("%d kernels lie in this memory and no clock of theirs moved in %v: %s", len(ks), clockWait, places(ks))
+}
+
+func places(ks []*Kernel) string {
+	var s []string
+	for _, k := range ks {
+		s = append(s, k.image.base.String())
+	}
+	return strings.Join(s, ", ")
+}
+
+// clock returns bytes of memory that every tick changes: the timekeeper
+// (kernel/time/timekeeping.c, tk_core) and the tick count.
+func (k *Kernel) clock() ([]byte, error) {
+	var out []byte
+	for _, name := range []string{"jiffies_64", "jiffies", "tk_core"} {
+		a, ok := k.syms.Lookup(name)
+		if !ok {
+			continue
+		}
+		buf := make([]byte, 8)
+		if err := k.image.Read(a, buf); err != nil {
+			return nil, err
+		}
+		out = append(out, buf...)
+	}
+	if len(out) == 0 {
+		return nil, errors.New("no clock")
+	}
+	return out, nil
+}

@@ -1,0 +1,106 @@
+package kernel
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"sync"
+
+	"github.com/umbravm/umbra/btf"
+	"github.com/umbravm/umbra/mem"
+)
+
+// lazyTypes is a kernel's BTF, parsed when the cache cannot answer.
+type lazyTypes struct {
+	mu     sync.Mutex
+	load   func() ([]byte, error) // nil once parsed
+	types  *btf.Types
+	err    error
+	digest [sha256.Size]byte
+	memo   *memo // nil keeps nothing
+}
+
+func (l *lazyTypes) get() (*btf.Types, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.parse()
+}
+
+func (l *lazyTypes) parse() (*btf.Types, error) {
+	if l.load != nil {
+		blob, err := l.load()
+		if err == nil {
+			l.types, err = btf.Parse(blob)
+		}
+		l.err, l.load = err, nil
+	}
+	return l.types, l.err
+}
+
+// Field answers from the memo, or from the types and remembers.
+func (l *lazyTypes) Field(path string) (btf.Field, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if f, ok := l.memo.field(path); ok {
+		if !f.Known {
+			return f, fmt.Errorf("field %q: %w", path, btf.ErrNoField)
+		}
+		return f, nil
+	}
+	types, err := l.parse()
+	if err != nil {
+		return btf.Field{}, err
+	}
+	f, err := types.Field(path)
+	l.memo.add(path, f)
+	return f, err
+}
+
+// loadTypes finds the running kernel's BTF by its own symbols (the section is laid
+// between them by include/asm-generic/vmlinux.lds.h).
+func (k *Kernel) loadTypes(opts Options) (*lazyTypes, error) {
+	if opts.Types != nil {
+		return &lazyTypes{types: opts.Types}, nil
+	}
+	missing := func(err error) error {
+		return &MissingError{What: "BTF", Flag: "--btf FILE or --vmlinux FILE", Err: err}
+	}
+	start, err := k.Symbol("__start_BTF")
+	if err != nil {
+		return nil, missing(err)
+	}
+	stop, err := k.Symbol("__stop_BTF")
+	if err != nil {
+		return nil, missing(err)
+	}
+	if stop < start || stop-start > btf.MaxSize {
+		return nil, missing(fmt.Errorf("__start_BTF %v, __stop_BTF %v: %w", start, stop, btf.ErrFormat))
+	}
+	read := func() ([]byte, error) {
+		blob := make([]byte, stop-start)
+		if err := k.image.Read(start, blob); err != nil {
+			return nil, missing(err)
+		}
+		return blob, nil
+	}
+	digest, err := k.digest(start, uint64(stop-start))
+	if err != nil {
+		return nil, missing(err)
+	}
+	return &lazyTypes{load: read, digest: digest, memo: opts.Cache.open(digest)}, nil
+}
+
+// digest hashes a part of the image without holding it.
+func (k *Kernel) digest(a mem.Virt, size uint64) (sum [sha256.Size]byte, err error) {
+	h := sha256.New()
+	buf := make([]byte, min(size, 1<<18))
+	for done := uint64(0); done < size; {
+		chunk := buf[:min(uint64(len(buf)), size-done)]
+		if err := k.image.Read(a+mem.Virt(done), chunk); err != nil {
+			return sum, err
+		}
+		h.Write(chunk)
+		done += uint64(len(chunk))
+	}
+	h.Sum(sum[:0])
+	return sum, nil
+}
