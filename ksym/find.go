@@ -9,12 +9,28 @@ import (
 	"github.com/umbravm/umbra/mem"
 )
 
-// Bounds on a search that a guest can fill with look-alikes.
-const (
-	maxAnchors     = 1 << 12 // places that might be a token table
-	maxTokenTables = 16      // token tables that agree with an index
-	maxMarkerRuns  = 64      // places before one that might be markers
-)
+// budget bounds a search, whose cost a guest can drive up with look-alikes: how
+// many more of each step may be taken.
+type budget struct {
+	anchors int // places that might be a token table
+	tables  int // token tables that agree with an index
+	runs    int // places before one that might be markers
+	tails   int // places where names might begin, judged by how they end
+	loads   int // names that end right: walked from the beginning
+}
+
+var fullBudget = budget{anchors: 1 << 12, tables: 16, runs: 1 << 8, tails: 1 << 14, loads: 1 << 5}
+
+var errTooMany = errors.New("too many look-alikes")
+
+// take spends one of what is left.
+func take(left *int) error {
+	if *left <= 0 {
+		return errTooMany
+	}
+	*left--
+	return nil
+}
 
 // anchor is a piece every kernel's token table has: digits occur in names, so
 // their codes, 48 to 57, stand for themselves.
@@ -29,7 +45,7 @@ func Find(img Image) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := finder{view: v}
+	f := finder{view: v, budget: fullBudget}
 	if err = f.sample(); err == nil && f.found == nil {
 		err = f.scan(v.base, v.base+mem.Virt(v.size))
 	}
@@ -48,12 +64,10 @@ func Find(img Image) (*Table, error) {
 // finder is a search under way. It ends when found is set or an error returned.
 type finder struct {
 	view
-	anchors, tables int
-	found           *Table
-	why             error // the last reason to turn a token table down
+	budget
+	found *Table
+	why   error // the last reason to turn a token table down
 }
-
-var errTooMany = errors.New("too many look-alikes")
 
 // scan looks for anchors from lo to hi.
 func (f *finder) scan(lo, hi mem.Virt) error {
@@ -87,20 +101,23 @@ func (f *finder) scanChunk(p []byte, at mem.Virt) error {
 			return nil
 		}
 		pos += i + 1
-		if f.anchors++; f.anchors > maxAnchors {
-			return errTooMany
+		if err := take(&f.anchors); err != nil {
+			return err
 		}
 		l, ok := f.tokenTable(at + mem.Virt(pos))
 		if !ok {
 			continue
 		}
-		if f.tables++; f.tables > maxTokenTables {
-			return errTooMany
+		if err := take(&f.tables); err != nil {
+			return err
 		}
 		t, err := f.around(l)
 		if err == nil {
 			f.found = t
 			return nil
+		}
+		if errors.Is(err, errTooMany) {
+			return err
 		}
 		f.why = fmt.Errorf("token table at %v: %w", l.TokenTable, err)
 	}
@@ -137,21 +154,28 @@ func (f *finder) tokenTable(at mem.Virt) (Locations, bool) {
 // them. Before the tokens lie the number of symbols, names and markers, in 6.1
 // to 6.4 with kallsyms_seqs_of_names between markers and tokens.
 func (f *finder) around(l Locations) (*Table, error) {
-	err := error(malformed("no markers before it"))
-	runs := 0
+	why := malformed("no markers before it")
 	for m := range f.markerRuns(l.TokenTable) {
-		if runs++; runs > maxMarkerRuns {
-			return nil, errTooMany
+		if err := take(&f.runs); err != nil {
+			return nil, err
 		}
-		for _, withNames := range f.namesBefore(m) {
-			withNames.TokenTable, withNames.TokenIndex = l.TokenTable, l.TokenIndex
-			var t *Table
-			if t, err = f.withAddresses(withNames); err == nil {
+		named, err := f.namesBefore(m)
+		if err != nil {
+			return nil, err
+		}
+		for _, with := range named {
+			if err := take(&f.loads); err != nil {
+				return nil, err
+			}
+			with.TokenTable, with.TokenIndex = l.TokenTable, l.TokenIndex
+			t, err := f.withAddresses(with)
+			if err == nil {
 				return t, nil
 			}
+			why = err
 		}
 	}
-	return nil, err
+	return nil, why
 }
 
 // withAddresses finds the address table, newest layout first: since 6.5 it lies

@@ -65,7 +65,7 @@ var (
 
 // malformed is an ErrMalformed with the part that is wrong and why.
 func malformed(format string, args ...any) error {
-	return fmt.Errorf("%w: %s", ErrMalformed, fmt.Sprintf(format, args...))
+	return fmt.Errorf("%w: "+format, append([]any{ErrMalformed}, args...)...)
 }
 
 // view reads an image by address.
@@ -79,6 +79,9 @@ func newView(img Image) (view, error) {
 	v := view{img: img, base: img.Base(), size: img.Size()}
 	if v.size == 0 || v.size > maxImageBytes {
 		return view{}, fmt.Errorf("kernel image at %v: unlikely size of %#x bytes", v.base, v.size)
+	}
+	if v.base != v.base.Page() {
+		return view{}, fmt.Errorf("kernel image at %v: not at a page's start", v.base)
 	}
 	if _, ok := v.base.Add(v.size - 1); !ok {
 		return view{}, fmt.Errorf("kernel image at %v, %#x bytes, runs past the address space", v.base, v.size)
@@ -115,6 +118,20 @@ func (v view) readUpTo(p []byte, a mem.Virt) []byte {
 	p = p[:min(uint64(len(p)), v.size-uint64(a-v.base))]
 	n, _ := v.img.ReadAt(p, int64(a-v.base))
 	return p[:max(0, min(n, len(p)))]
+}
+
+// readLoose fills p from a; pages that cannot be read come as zeros. It is for
+// searching only: what is found this way is read again.
+func (v view) readLoose(p []byte, a mem.Virt) {
+	for len(p) > 0 {
+		n := len(v.readUpTo(p, a))
+		skip := min(len(p), n+int(mem.PageSize-(a+mem.Virt(n))%mem.PageSize))
+		if n == len(p) {
+			return
+		}
+		clear(p[n:skip])
+		p, a = p[skip:], a+mem.Virt(skip)
+	}
 }
 
 // alignUp rounds a up to a multiple of n, a power of two.

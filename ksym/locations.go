@@ -85,7 +85,7 @@ func load(v view, l Locations) (*Table, error) {
 func loadCount(v view, at mem.Virt) (uint32, error) {
 	var p [4]byte
 	if err := v.read(p[:], at); err != nil {
-		return 0, malformed("number of symbols: %v", err)
+		return 0, malformed("number of symbols: %w", err)
 	}
 	n := binary.LittleEndian.Uint32(p[:])
 	if n < minSymbols || n > maxSymbols {
@@ -101,7 +101,7 @@ func (t *Table) loadNames(v view, n uint32) error {
 	}
 	t.names = make([]byte, size)
 	if err := v.read(t.names, t.loc.Names); err != nil {
-		return malformed("names: %v", err)
+		return malformed("names: %w", err)
 	}
 	if t.blocks, err = checkNames(t.names, n, t.tokens); err != nil {
 		return err
@@ -115,7 +115,7 @@ func (t *Table) loadNames(v view, n uint32) error {
 	p := make([]byte, 4*len(t.blocks))
 	for _, at := range candidates {
 		if err = v.read(p, at); err != nil {
-			err = malformed("markers: %v", err)
+			err = malformed("markers: %w", err)
 			continue
 		}
 		if err = checkMarkers(p, t.blocks); err == nil {
@@ -134,7 +134,7 @@ func (t *Table) loadAddresses(v view, n uint32) error {
 	case t.loc.RelativeBase != 0:
 		var p [8]byte
 		if err := v.read(p[:], t.loc.RelativeBase); err != nil {
-			return malformed("relative base: %v", err)
+			return malformed("relative base: %w", err)
 		}
 		a.encoding, a.relative = BaseRelative, mem.Virt(binary.LittleEndian.Uint64(p[:]))
 		if !v.contains(a.relative, 1) {
@@ -143,7 +143,7 @@ func (t *Table) loadAddresses(v view, n uint32) error {
 	}
 	a.raw = make([]byte, uint64(n)*a.encoding.width())
 	if err := v.read(a.raw, a.at); err != nil {
-		return malformed("addresses: %v", err)
+		return malformed("addresses: %w", err)
 	}
 	// Which of the two it is does not show but in the values: the last symbol is
 	// in the image, which is a negative offset only where per-CPU ones are absolute.

@@ -42,9 +42,7 @@ func (v view) markerRuns(tokens mem.Virt) iter.Seq[markerRun] {
 		for hi > lowest {
 			lo := max(lowest, hi-min(hi, chunk))
 			p := buf[:min(uint64(len(buf)), uint64(tokens-lo))]
-			if v.read(p, lo) != nil {
-				return // tables lie in one piece
-			}
+			v.readLoose(p, lo)
 			for i := (min(len(p), int(hi-lo)) - 4) &^ 3; i >= 0; i -= 4 {
 				if !startsMarkers(p[i:]) {
 					continue
@@ -94,51 +92,53 @@ func (v view) markerValues(a, end mem.Virt) []uint32 {
 // a number of symbols that has as many blocks as there are markers, and so that
 // the names behind the last marker end where the markers begin. What follows
 // the markers may look like a few more of them, so shorter runs are tried, too.
-func (v view) namesBefore(m markerRun) []Locations {
+func (f *finder) namesBefore(m markerRun) ([]Locations, error) {
 	var found []Locations
 	for cut := range 4 {
 		count := len(m.values) - cut
 		if count < minSymbols/blockNames {
 			break
 		}
-		found = v.namesWith(found, m.at, m.values[count-1], uint32(count))
+		more, err := f.namesWith(m.at, m.values[count-1], uint32(count))
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, more...)
 	}
-	return found
+	return found, nil
 }
 
-// namesWith appends the places the names can begin at when the last of count
+// namesWith returns the places the names can begin at when the last of count
 // markers has the value last.
-func (v view) namesWith(found []Locations, markers mem.Virt, last, count uint32) []Locations {
+func (f *finder) namesWith(markers mem.Virt, last, count uint32) ([]Locations, error) {
 	const span = 8 + maxBlockBytes + 8
 	reach := uint64(last) + span
-	if uint64(markers-v.base) < reach {
-		return found
+	if uint64(markers-f.base) < reach {
+		return nil, nil
 	}
 	lo := (markers - mem.Virt(reach)) &^ 3
-	p := make([]byte, span)
-	if v.read(p, lo) != nil {
-		return found
-	}
-	tail := make([]byte, span)
-	tailAt := markers - mem.Virt(len(tail))
-	if tailAt < lo || v.read(tail, tailAt) != nil {
-		return found
-	}
+	tailAt := markers - span
+	p, tail := make([]byte, span), make([]byte, span)
+	f.readLoose(p, lo)
+	f.readLoose(tail, tailAt)
+	var found []Locations
 	for i := 0; i+4 <= len(p); i += 4 {
 		n := binary.LittleEndian.Uint32(p[i:])
 		if n < minSymbols || n > maxSymbols || blocks(n) != count {
 			continue
 		}
 		for _, align := range []mem.Virt{4, 8} { // since 7.0, before
-			names := lo + mem.Virt(i) + align
-			off := int64(names) + int64(last) - int64(tailAt)
-			if off < 0 || off > int64(len(tail)) || !endsAt(tail[off:], n-(count-1)*blockNames) {
-				continue
+			if err := take(&f.tails); err != nil {
+				return nil, err
 			}
-			found = append(found, Locations{NumSyms: lo + mem.Virt(i), Names: names, Markers: markers})
+			names := lo + mem.Virt(i) + align
+			off := int64(names+mem.Virt(last)) - int64(tailAt)
+			if off >= 0 && off <= span && endsAt(tail[off:], n-(count-1)*blockNames) {
+				found = append(found, Locations{NumSyms: lo + mem.Virt(i), Names: names, Markers: markers})
+			}
 		}
 	}
-	return found
+	return found, nil
 }
 
 // endsAt tells whether n names fill p up to alignment.

@@ -75,7 +75,7 @@ func (t *tokens) expand(dst, codes []byte) []byte {
 func loadTokens(v view, table, index mem.Virt) (*tokens, error) {
 	var idx [tokenIndexBytes]byte
 	if err := v.read(idx[:], index); err != nil {
-		return nil, malformed("token index: %v", err)
+		return nil, malformed("token index: %w", err)
 	}
 	n := int(binary.LittleEndian.Uint16(idx[tokenIndexBytes-2:])) + maxToken + 1
 	text := v.readUpTo(make([]byte, n), table)
