@@ -69,8 +69,8 @@ func (e *MissingError) Error() string {
 }
 func (e *MissingError) Unwrap() error { return e.Err }
 
-// Hint says what helps.
-func (e *MissingError) Hint() string { return "supply it with " + e.Flag }
+// HintLine says what helps.
+func (e *MissingError) HintLine() string { return "supply it with " + e.Flag }
 
 // readBanner returns linux_banner (init/version.c).
 func (k *Kernel) readBanner() (string, error) {

@@ -1,0 +1,53 @@
+// Package all opens a machine by the name a person gives it. It is the one list of
+// the ways to reach memory.
+package all
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/umbravm/umbra/source"
+	"github.com/umbravm/umbra/source/dump"
+	"github.com/umbravm/umbra/source/qemu"
+)
+
+// Options of Open that only some ways to reach memory use.
+type Options struct {
+	Dump dump.Options // how to read a dump file that does not say what it is
+}
+
+// kinds are the prefixes a target can have.
+var kinds = map[string]func(ctx context.Context, rest string, opts Options) (source.Source, error){
+	"qemu": func(ctx context.Context, rest string, _ Options) (source.Source, error) { return opened(qemu.Open(ctx, rest)) },
+	"dump": func(ctx context.Context, rest string, opts Options) (source.Source, error) {
+		return opened(dump.Open(ctx, rest, opts.Dump))
+	},
+}
+
+// opened keeps a nil *T from becoming a source.Source that is not nil.
+func opened[S source.Source](s S, err error) (source.Source, error) {
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Open opens the machine that target names: "qemu:NAME", "qemu:PID",
+// "qemu:QMP-SOCKET", "dump:FILE", "replay:FILE"; without a prefix an existing
+// regular file (a dump, or a recorded bundle by its content) or a running machine.
+func Open(ctx context.Context, target string, opts Options) (source.Source, error) {
+	if kind, rest, ok := strings.Cut(target, ":"); ok {
+		if open := kinds[kind]; open != nil {
+			return open(ctx, rest, opts)
+		}
+	}
+	if target == "" {
+		return nil, fmt.Errorf("no machine named")
+	}
+	if fi, err := os.Stat(target); err == nil && fi.Mode().IsRegular() {
+		return kinds["dump"](ctx, target, opts)
+	}
+	return kinds["qemu"](ctx, target, opts)
+}
