@@ -152,13 +152,17 @@ func (s *Source) ReadPhys(ctx context.Context, reads []mem.Read) error {
 func (s *Source) Data(from mem.Phys) (mem.Extent, bool) { return s.image.data(from) }
 
 // Registers implements source.RegisterReader. EFER holds LME and LMA where other
-// registers prove them and is 0 otherwise: no dump records it. A dump without
-// control registers gives ErrNoRegisters.
+// registers prove them and is 0 otherwise, as only Umbra's own dumps record it. A
+// dump without control registers gives ErrNoRegisters.
 func (s *Source) Registers(context.Context) ([]source.Registers, error) {
-	if len(s.notes.regs) == 0 {
+	regs := s.notes.own
+	if len(regs) == 0 {
+		regs = s.notes.regs
+	}
+	if len(regs) == 0 {
 		return nil, fmt.Errorf("dump %s: %w", s.info.Name, ErrNoRegisters)
 	}
-	return append([]source.Registers(nil), s.notes.regs...), nil
+	return append([]source.Registers(nil), regs...), nil
 }
 
 // VMCoreInfo returns the text of the dump's VMCOREINFO note, nil when it has

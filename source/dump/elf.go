@@ -72,7 +72,7 @@ func openELF(st storage) (*segments, notes, error) {
 			return nil, notes{}, err
 		}
 	}
-	runs, left := loads(programs, n.qemu > 0)
+	runs, left := loads(programs, len(n.regs) > 0)
 	s, err := newSegments(st, "ELF core", runs, left)
 	return s, n, err
 }

@@ -14,7 +14,7 @@ const (
 	limeMagic     = 0x4c694d45
 	limeVersion   = 1
 	limeHeader    = 32
-	maxLimeRanges = 1 << 16
+	maxLimeRanges = maxRuns
 )
 
 func isLiME(magic []byte) bool {

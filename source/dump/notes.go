@@ -26,15 +26,15 @@ type Status struct {
 
 // notes is what the notes of a dump told.
 type notes struct {
-	regs       []source.Registers
+	regs       []source.Registers // from QEMU's notes
+	own        []source.Registers // from Umbra's, which know more
 	statuses   []Status
 	vmcoreinfo []byte
-	qemu       int // notes with the owner QEMU
 	narrow     int // NT_PRSTATUS notes of a 32-bit layout, only counted
 }
 
 func (n *notes) cpus() int {
-	return max(len(n.regs), len(n.statuses)+n.narrow, n.qemu)
+	return max(len(n.own), len(n.regs), len(n.statuses)+n.narrow)
 }
 
 // add decodes a note segment: one after the other a header of three 32-bit
@@ -80,12 +80,17 @@ func (n *notes) one(name string, typ uint32, desc []byte) error {
 	case name == "CORE" && typ == ntPRStatus:
 		n.status(desc)
 	case name == "QEMU" && typ == 0:
-		r, err := qemuRegisters(desc, n.qemu)
+		r, err := qemuRegisters(desc, len(n.regs))
 		if err != nil {
 			return err
 		}
-		n.qemu++
 		n.regs = append(n.regs, r)
+	case name == ownNoteName && typ == ownNoteRegisters:
+		r, err := decodeOwnRegisters(desc)
+		if err != nil {
+			return err
+		}
+		n.own = append(n.own, r)
 	case name == "VMCOREINFO":
 		n.vmcoreinfo = slices.Clone(desc)
 	}
