@@ -213,10 +213,8 @@ func (g *Guest) waitReady(ctx context.Context) error {
 func (g *Guest) explain(err error) error {
 	select {
 	case <-g.done:
-		if msg := tail(g.stderr.Bytes(), 1000); msg != "" {
-			err = fmt.Errorf("%w (%v): %s", err, g.exit, msg)
-		}
-	default:
+		err = fmt.Errorf("%w (QEMU: %v): %s", err, g.exit, tail(g.stderr.Bytes(), 1000))
+	case <-time.After(200 * time.Millisecond): // a lost connection can come before the end
 	}
 	return fmt.Errorf("%w; console ends:\n%s", err, g.console.tail(3000))
 }

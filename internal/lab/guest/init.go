@@ -4,14 +4,22 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// runInit is what process 1 does: it returns only when it fails, and the kernel
-// panics then.
+// runInit is what process 1 does. It does not end when it fails: the kernel's
+// panic would bury the reason on the console.
 func runInit() error {
+	if err := setUp(); err != nil {
+		fmt.Printf("umbra-lab: failed: %v\n", err)
+	}
+	reap()
+	return nil
+}
+
+// setUp makes the guest's state and says that it is ready.
+func setUp() error {
 	if err := mountAll(); err != nil {
 		return err
 	}
@@ -22,21 +30,22 @@ func runInit() error {
 	if err := loadModules(params); err != nil {
 		return err
 	}
+	if err := makeState(params); err != nil {
+		return err
+	}
 	if params.oracle != "none" {
-		if _, err := spawn(roleProcess("oracle"), params); err != nil {
+		if _, err := spawn(roleProcess("oracle")); err != nil {
 			return err
 		}
 	}
 	fmt.Println("umbra-lab: ready")
-	reap()
 	return nil
 }
 
 // reap waits for orphans for ever.
 func reap() {
 	for {
-		var ws syscall.WaitStatus
-		if _, err := syscall.Wait4(-1, &ws, 0, nil); err == syscall.ECHILD {
+		if _, err := unix.Wait4(-1, nil, 0, nil); err == unix.ECHILD {
 			unix.Pause()
 		}
 	}
@@ -44,25 +53,28 @@ func reap() {
 
 // mountAll mounts the kernel's file systems at their usual places.
 func mountAll() error {
-	for _, m := range []struct{ fs, dir, data string }{
-		{"proc", "/proc", ""},
-		{"sysfs", "/sys", ""},
-		{"devtmpfs", "/dev", "mode=0755"},
-		{"devpts", "/dev/pts", "mode=0620,ptmxmode=0666"},
-		{"tmpfs", "/dev/shm", "mode=1777"},
-		{"tmpfs", "/run", "mode=0755,size=64m"},
-		{"tmpfs", "/tmp", "mode=1777"},
-		{"cgroup2", "/sys/fs/cgroup", ""},
+	const strict = unix.MS_NOSUID | unix.MS_NODEV
+	for _, m := range []struct {
+		fs, dir, data string
+		flags         uintptr
+	}{
+		{"proc", "/proc", "", strict | unix.MS_NOEXEC},
+		{"sysfs", "/sys", "", strict | unix.MS_NOEXEC},
+		{"devtmpfs", "/dev", "mode=0755", unix.MS_NOSUID},
+		{"devpts", "/dev/pts", "mode=0620,ptmxmode=0666", unix.MS_NOSUID | unix.MS_NOEXEC},
+		{"tmpfs", "/dev/shm", "mode=1777", strict},
+		{"tmpfs", "/run", "mode=0755,size=64m", strict},
+		{"tmpfs", "/tmp", "mode=1777", strict | unix.MS_RELATIME},
+		{"cgroup2", "/sys/fs/cgroup", "", strict | unix.MS_NOEXEC},
 	} {
 		if err := os.MkdirAll(m.dir, 0o755); err != nil {
 			return err
 		}
-		if err := unix.Mount(m.fs, m.dir, m.fs, unix.MS_NOSUID|unix.MS_NODEV, m.data); err != nil {
+		if err := unix.Mount(m.fs, m.dir, m.fs, m.flags, m.data); err != nil {
 			return fmt.Errorf("mount %s on %s: %w", m.fs, m.dir, err)
 		}
 	}
-	// devtmpfs must allow the devices it holds.
-	return unix.Mount("", "/dev", "", unix.MS_REMOUNT|unix.MS_NOSUID, "mode=0755")
+	return nil
 }
 
 // loadModules loads the modules the guest's devices need, and some to be seen.

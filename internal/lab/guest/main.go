@@ -7,17 +7,20 @@ package main
 import (
 	"fmt"
 	"os"
+	"runtime"
 )
 
+// The first thread is the one that prctl, setresuid and their like must work on.
+func init() { runtime.LockOSThread() }
+
 func main() {
-	var err error
-	if os.Getpid() == 1 {
-		err = runInit()
-	} else {
-		err = runRole(os.Getenv("UMBRA_ROLE"))
+	role, ok := os.LookupEnv("UMBRA_ROLE")
+	run := runInit
+	if ok {
+		run = func() error { return runRole(role) }
 	}
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "umbra-lab: failed: %v\n", err)
+	if err := run(); err != nil {
+		fmt.Fprintf(os.Stderr, "umbra-lab: a role failed: %v\n", err)
 		os.Exit(1)
 	}
 }

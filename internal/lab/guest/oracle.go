@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"compress/gzip"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -132,6 +133,14 @@ func answer(line string) ([]byte, error) {
 	case "readlink":
 		target, err := os.Readlink(rest)
 		return []byte(target), err
+	case "state":
+		return os.ReadFile(stateFile)
+	case "exec":
+		m, err := spawn(roleProcess(rest))
+		if err != nil {
+			return nil, err
+		}
+		return json.Marshal(m)
 	case "ls":
 		return list(rest)
 	case "kill":

@@ -15,27 +15,31 @@ const readyFD = 3
 
 // process is how a role is started.
 type process struct {
+	name string // what it stands for in the state
 	role string
 	args []string // argv; the program itself is always /init
 	env  []string // besides UMBRA_ROLE
 	dir  string
 	attr syscall.SysProcAttr
+	// files are descriptors it gets behind readyFD.
+	files []int
 }
 
 // roleProcess starts a role under its own name.
 func roleProcess(role string) process {
-	return process{role: role, args: []string{"umbra-" + role}}
+	return process{name: role, role: role, args: []string{"umbra-" + role}}
 }
 
 // made is what a role tells of the state it made.
 type made struct {
+	Name string         `json:"name"`
 	Role string         `json:"role"`
 	PID  int            `json:"pid"` // in init's PID namespace
 	Info map[string]any `json:"info,omitempty"`
 }
 
 // spawn starts p and waits until it says that its state stands.
-func spawn(p process, params params) (made, error) {
+func spawn(p process) (made, error) {
 	m, err := spawnRole(p)
 	if err != nil {
 		return m, fmt.Errorf("role %s: %w", p.role, err)
@@ -57,12 +61,15 @@ func spawnRole(p process) (made, error) {
 		Files: []uintptr{0, 1, 2, uintptr(fds[1])},
 		Sys:   &p.attr,
 	}
+	for _, fd := range p.files {
+		attr.Files = append(attr.Files, uintptr(fd))
+	}
 	pid, err := syscall.ForkExec("/init", p.args, attr)
 	syscall.Close(fds[1])
 	if err != nil {
 		return made{}, err
 	}
-	m := made{Role: p.role, PID: pid}
+	m := made{Name: p.name, Role: p.role, PID: pid}
 	b, err := io.ReadAll(r)
 	if err != nil {
 		return m, err
