@@ -1,0 +1,77 @@
+package linux
+
+import (
+	"math/bits"
+
+	"github.com/umbravm/umbra/btf"
+	"github.com/umbravm/umbra/kernel"
+	"github.com/umbravm/umbra/mem"
+)
+
+// fdLayout is include/linux/fdtable.h.
+type fdLayout struct {
+	Table       btf.Field `btf:"files_struct.fdt"`
+	Max         btf.Field `btf:"fdtable.max_fds"`
+	Files       btf.Field `btf:"fdtable.fd"`
+	Open        btf.Field `btf:"fdtable.open_fds"`
+	CloseOnExec btf.Field `btf:"fdtable.close_on_exec"`
+}
+
+// maxFDs bounds the descriptors of one process: the largest that fs.nr_open allows
+// by default (fs/file.c).
+const maxFDs = 1 << 20
+
+// openFD is an open descriptor.
+type openFD struct {
+	FD          int
+	File        mem.Virt // of the struct file
+	CloseOnExec bool
+}
+
+// fdTable returns the open descriptors of the files_struct at files, ascending. A
+// descriptor that has been reserved but has no file yet is not open (fs/file.c).
+func fdTable(w *kernel.Walk, l *fdLayout, files mem.Virt) []openFD {
+	table := w.Follow(files, l.Table)
+	size := w.Uint(table, l.Max)
+	if w.OK() && size > maxFDs {
+		w.Failf("descriptor table %v: %d descriptors: %w", table, size, kernel.ErrTooLong)
+	}
+	array := w.Ptr(table, l.Files)
+	open := w.Ptr(table, l.Open)
+	cloexec := w.Ptr(table, l.CloseOnExec)
+	if !w.OK() {
+		return nil
+	}
+	words := (size + 63) / 64
+	var openBits, execBits []byte
+	openErr := w.Try(func() { openBits = w.Bytes(open, words*8) })
+	execErr := w.Try(func() { execBits = w.Bytes(cloexec, words*8) })
+	w.Fail(openErr)
+	w.Fail(execErr)
+	var out []openFD
+	for i := range int(words) {
+		if !w.OK() {
+			return nil
+		}
+		set := word(openBits, i*8)
+		if left := size - uint64(i)*64; left < 64 {
+			set &= 1<<left - 1
+		}
+		if set != 0 {
+			out = fdWord(w, out, array, i*64, set, word(execBits, i*8))
+		}
+	}
+	return out
+}
+
+// fdWord appends the descriptors from base on whose bits are set in open.
+func fdWord(w *kernel.Walk, out []openFD, array mem.Virt, base int, open, cloexec uint64) []openFD {
+	slots := w.Bytes(array+mem.Virt(base*8), uint64(bits.Len64(open))*8)
+	for i := range len(slots) / 8 {
+		file := mem.Virt(word(slots, i*8))
+		if open&(1<<i) != 0 && file != 0 {
+			out = append(out, openFD{base + i, file, cloexec&(1<<i) != 0})
+		}
+	}
+	return out
+}
