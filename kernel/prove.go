@@ -3,6 +3,7 @@ package kernel
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"reflect"
@@ -107,8 +108,42 @@ func (k *Kernel) ownTables(snap *mem.Snapshot) (mem.Phys, error) {
 			return 0, fmt.Errorf("init_top_pgt maps %v to %v, not %v", r.Virt, p, r.Phys)
 		}
 	}
+	if err := k.directMap(sp); err != nil {
+		return 0, err
+	}
 	k.tables = sp.Tables()
 	return root, nil
+}
+
+// maxDirectSteps bounds the pages of the direct map looked at, of 2 MiB or 1 GiB each.
+const maxDirectSteps = 1 << 14
+
+// directMap walks the tables through which the kernel sees all of RAM, in steps of
+// 2 MiB, so that views need not find them again one level at a time
+// (page_offset_base, arch/x86/mm/kaslr.c; without memory KASLR a constant).
+func (k *Kernel) directMap(sp *paging.Space) error {
+	base := mem.Virt(0xffff_8880_0000_0000)
+	if k.levels == 5 {
+		base = 0xff11_0000_0000_0000
+	}
+	if a, ok := k.syms.Lookup("page_offset_base"); ok {
+		var b [8]byte
+		if err := k.image.Read(a, b[:]); err != nil {
+			return fmt.Errorf("page_offset_base: %w", err)
+		}
+		base = mem.Virt(binary.LittleEndian.Uint64(b[:]))
+	}
+	steps := 0
+	for _, e := range k.src.Info().Layout {
+		for p := e.Start; p < e.End() && steps < maxDirectSteps; steps++ {
+			_, size, err := sp.Walk(base + mem.Virt(p))
+			if err != nil || size < 2<<20 { // a hole, or split into small pages
+				size = 2 << 20
+			}
+			p = (p &^ mem.Phys(size-1)) + mem.Phys(size)
+		}
+	}
+	return nil
 }
 
 // handlesFaultsAt tells whether a is an entry point for page faults: asm_exc_page_fault
@@ -139,9 +174,6 @@ func (k *Kernel) proveTask(ctx context.Context) error {
 		pid, comm := w.Uint(task, l.PID), w.Text(task, l.Comm)
 		if w.OK() && (pid != 0 || !strings.HasPrefix(comm, "swapper")) {
 			w.Failf("init_task at %v is %q with pid %d, not the idle task", task, comm, pid)
-		}
-		if w.OK() {
-			k.tables = v.space.Tables()
 		}
 	})
 }

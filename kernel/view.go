@@ -37,6 +37,7 @@ func (k *Kernel) View(ctx context.Context, opts mem.Options) *View {
 	opts.Batch = opts.Batch || !info.Local
 	v := &View{Kernel: k, snap: mem.NewSnapshot(ctx, k.src, opts)}
 	v.space = paging.NewCached(v.snap, k.root, k.levels)
+	v.space.Know(k.image.runs)
 	v.snap.Want(k.tables)
 	return v
 }

@@ -186,8 +186,10 @@ func (r *taskReader) pids() (pids []xaEntry, err error) {
 		return nil, err
 	}
 	err = r.v.Do(func(w *kernel.Walk) {
-		pids = xarrayEntries(w, r.xa, w.At(ns, l.IDR))
-		if boot, err := BootTime(w); err == nil {
+		err := w.Try(func() { pids = xarrayEntries(w, r.xa, w.At(ns, l.IDR)) })
+		boot, bootErr := BootTime(w)
+		w.Fail(err)
+		if bootErr == nil {
 			r.boot = boot
 		}
 	})

@@ -14,7 +14,7 @@ const (
 )
 
 // A guard is memory a walk's answer stands on: a followed link, an identity, a
-// reference count. It is read again when all walks are done.
+// reference count. It is read again after everything the walk read.
 type guard struct {
 	addr Phys
 	n    uint8
@@ -24,13 +24,16 @@ type guard struct {
 // Guard notes that the walk now running relies on the n bytes (at most 8, within
 // one page) at addr being what they were when the snapshot read them.
 func (s *Snapshot) Guard(addr Phys, n int) {
-	if !s.guarded || s.missed || n > 8 {
+	if !s.guarded || n > 8 {
+		return
+	}
+	pg := s.pages[addr.Page()]
+	off := int(addr - addr.Page())
+	if pg == nil || pg.state != here || off+n > pg.n {
 		return
 	}
 	g := guard{addr: addr, n: uint8(n)}
-	if m, err := s.Read(addr, g.was[:n]); err != nil || m != n {
-		return
-	}
+	copy(g.was[:], pg.data[off:off+n])
 	s.guards = append(s.guards, g)
 }
 
@@ -41,9 +44,9 @@ func (s *Snapshot) Guard(addr Phys, n int) {
 // that missed any run again from their start. The number of rounds is therefore
 // that of the longest chain of pages in one walk, however many walks there are.
 //
-// When all are done, what they guarded is read again in one round; a walk whose
-// memory moved is done anew, and told to moved (which may be nil) when it keeps
-// moving. Each must not be called from within a walk.
+// What a walk guarded is read again, together with its last pages where there are
+// any; a walk whose memory moved is done anew, and told to moved (which may be nil)
+// when it keeps moving. Each must not be called from within a walk.
 //
 // The error is the source's as a whole, or that walks never came to an end.
 func (s *Snapshot) Each(n int, walk func(i int), moved func(i int)) error {
@@ -55,14 +58,11 @@ func (s *Snapshot) Each(n int, walk func(i int), moved func(i int)) error {
 		todo[i] = i
 	}
 	for try := 0; ; try++ {
-		owned, err := s.passes(todo, walk)
-		if err != nil {
+		e := eacher{s: s, walk: walk}
+		if err := e.run(todo); err != nil {
 			return err
 		}
-		if s.opts.Static {
-			return nil
-		}
-		changed, err := s.recheck(owned)
+		changed, err := e.changed()
 		if err != nil || len(changed) == 0 {
 			return err
 		}
@@ -80,83 +80,130 @@ func (s *Snapshot) Each(n int, walk func(i int), moved func(i int)) error {
 	}
 }
 
-// owned is the guards of one walk.
-type owned struct {
+// eacher is one try of Each.
+type eacher struct {
+	s       *Snapshot
+	walk    func(i int)
+	open    []guarded // of walks that ended, not read again yet
+	pending []guarded // of walks that missed a page in the last pass
+	moved   []int     // walks whose memory changed
+	stale   []Phys    // the pages where it did
+}
+
+// guarded is the guards of one walk.
+type guarded struct {
 	walk   int
 	guards []guard
 }
 
-// passes runs the walks named by todo until none misses a page.
-func (s *Snapshot) passes(todo []int, walk func(int)) (all []owned, err error) {
+// run runs the walks named by todo in passes until none misses a page.
+func (e *eacher) run(todo []int) error {
+	s := e.s
 	s.inPass, s.guarded = true, !s.opts.Static
 	defer func() { s.inPass, s.guarded = false, false }()
 	todo = slices.Clone(todo)
 	for pass := 0; len(todo) > 0; pass++ {
 		if pass == maxPasses {
-			return nil, fmt.Errorf("%d walks did not end within %d rounds", len(todo), maxPasses)
+			return fmt.Errorf("%d walks did not end within %d rounds", len(todo), maxPasses)
 		}
+		checked := e.pending // in the order of todo
+		e.pending = nil
 		again := todo[:0]
 		for _, i := range todo {
 			s.missed, s.guards = false, s.guards[:0]
-			walk(i)
+			e.walk(i)
 			if s.failed != nil {
-				return nil, s.failed
+				return s.failed
+			}
+			var before []guard
+			if len(checked) > 0 && checked[0].walk == i {
+				before, checked = checked[0].guards, checked[1:]
 			}
 			if s.missed {
 				again = append(again, i)
-			} else if len(s.guards) > 0 {
-				all = append(all, owned{i, slices.Clone(s.guards)})
+				e.pending = append(e.pending, guarded{i, slices.Clone(s.guards)})
+			} else if left := without(s.guards, before); len(left) > 0 {
+				e.open = append(e.open, guarded{i, left})
 			}
 		}
 		todo = again
-		if err := s.fetchWanted(); err != nil {
-			return nil, err
-		}
-	}
-	return all, nil
-}
-
-// recheck reads all guarded memory again in one round and returns the walks it
-// changed under. The pages that changed are fetched anew.
-func (s *Snapshot) recheck(all []owned) (changed []int, err error) {
-	spans := guardSpans(all)
-	if len(spans) == 0 {
-		return nil, nil
-	}
-	reads := make([]Read, len(spans))
-	index := make(map[Phys]int, len(spans))
-	for i, sp := range spans {
-		reads[i] = Read{Addr: sp.Start, Buf: make([]byte, sp.Size)}
-		index[sp.Start.Page()] = i
-	}
-	if err := s.readSource(reads); err != nil {
-		return nil, err
-	}
-	var stale []Phys
-	for _, o := range all {
-		bad := false
-		for _, g := range o.guards {
-			r := &reads[index[g.addr.Page()]]
-			off := int(g.addr - r.Addr)
-			if off+int(g.n) > r.N || !bytes.Equal(r.Buf[off:off+int(g.n)], g.was[:g.n]) {
-				bad = true
-				stale = append(stale, g.addr.Page())
+		if len(todo) > 0 {
+			if err := e.round(s.takeWanted()); err != nil {
+				return err
 			}
 		}
-		if bad {
-			changed = append(changed, o.walk)
+	}
+	return nil
+}
+
+// without returns a copy of the guards that are not among checked.
+func without(guards, checked []guard) (out []guard) {
+	for _, g := range guards {
+		if !slices.Contains(checked, g) {
+			out = append(out, g)
 		}
 	}
-	if len(stale) == 0 {
-		return nil, nil
+	return out
+}
+
+// round fetches pages and then, in the same call to the source, reads again what
+// walks guarded.
+func (e *eacher) round(frames []Phys) error {
+	all := append(e.open, e.pending...)
+	e.open = nil
+	spans := guardSpans(all)
+	reads := make([]Read, 0, len(frames)+len(spans))
+	for _, f := range frames {
+		reads = append(reads, Read{Addr: f, Buf: e.s.buffer()[:]})
 	}
-	slices.Sort(stale)
-	s.lastPg = nil
-	return changed, s.fetch(slices.Compact(stale))
+	for _, sp := range spans {
+		reads = append(reads, Read{Addr: sp.Start, Buf: make([]byte, sp.Size)})
+	}
+	if len(reads) == 0 {
+		return nil
+	}
+	if err := e.s.readSource(reads); err != nil {
+		return err
+	}
+	for i := range frames {
+		e.s.settle(&reads[i])
+	}
+	e.compare(all, reads[len(frames):])
+	return nil
+}
+
+// compare notes the walks whose guards differ from what was read again.
+func (e *eacher) compare(all []guarded, again []Read) {
+	index := make(map[Phys]*Read, len(again))
+	for i := range again {
+		index[again[i].Addr.Page()] = &again[i]
+	}
+	for _, o := range all {
+		for _, g := range o.guards {
+			r := index[g.addr.Page()]
+			off := int(g.addr - r.Addr)
+			if off+int(g.n) > r.N || !bytes.Equal(r.Buf[off:off+int(g.n)], g.was[:g.n]) {
+				e.moved = append(e.moved, o.walk)
+				e.stale = append(e.stale, g.addr.Page())
+			}
+		}
+	}
+}
+
+// changed returns the walks whose memory moved, once all guards have been read
+// again. The pages that moved are fetched anew.
+func (e *eacher) changed() ([]int, error) {
+	if err := e.round(nil); err != nil {
+		return nil, err
+	}
+	slices.Sort(e.moved)
+	slices.Sort(e.stale)
+	e.s.lastPg = nil
+	return slices.Compact(e.moved), e.s.fetch(slices.Compact(e.stale))
 }
 
 // guardSpans joins the guards of each page into one range, ascending.
-func guardSpans(all []owned) []Extent {
+func guardSpans(all []guarded) []Extent {
 	byPage := make(map[Phys]Extent)
 	for _, o := range all {
 		for _, g := range o.guards {

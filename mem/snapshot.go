@@ -212,11 +212,11 @@ func (s *Snapshot) Want(frames []Phys) {
 	}
 }
 
-// fetchWanted brings all pages wanted in one round.
-func (s *Snapshot) fetchWanted() error {
+// takeWanted returns the pages wanted, which the caller fetches now.
+func (s *Snapshot) takeWanted() []Phys {
 	frames := s.wanted
-	s.wanted = s.wanted[:0]
-	return s.fetch(frames)
+	s.wanted = nil
+	return frames
 }
 
 // fetch reads frames, each once in frames, in one call and caches them.

@@ -35,6 +35,7 @@ type Space struct {
 	levels int
 	tlb    []tlbEntry
 	tables map[mem.Phys]struct{}
+	known  []Mapping
 }
 
 type tlbEntry struct {
@@ -58,6 +59,10 @@ func NewCached(snap *mem.Snapshot, root mem.Phys, levels int) *Space {
 	sp.tables = make(map[mem.Phys]struct{})
 	return sp
 }
+
+// Know makes the space translate addresses in maps without walking the tables:
+// for mappings that were walked before and do not change, such as the kernel's image.
+func (sp *Space) Know(maps []Mapping) { sp.known = maps }
 
 // Root returns the physical address of the top table.
 func (sp *Space) Root() mem.Phys { return sp.root }
@@ -86,16 +91,21 @@ func (sp *Space) Canonical(a mem.Virt) bool {
 
 // Translate returns the physical address behind a.
 func (sp *Space) Translate(a mem.Virt) (mem.Phys, error) {
+	for i := range sp.known {
+		if m := &sp.known[i]; uint64(a-m.Virt) < m.Size {
+			return m.Phys + mem.Phys(a-m.Virt), nil
+		}
+	}
 	off := mem.Phys(a & (mem.PageSize - 1))
 	if sp.tlb == nil {
-		p, _, err := sp.walk(a)
+		p, _, err := sp.Walk(a)
 		return p, err
 	}
 	e := &sp.tlb[(a>>mem.PageShift)%tlbSize]
 	if e.page == a.Page()|1 {
 		return e.frame | off, nil
 	}
-	p, _, err := sp.walk(a)
+	p, _, err := sp.Walk(a)
 	if err != nil {
 		return 0, err
 	}
@@ -103,8 +113,8 @@ func (sp *Space) Translate(a mem.Virt) (mem.Phys, error) {
 	return p, nil
 }
 
-// walk descends the tables to a. size is that of the page found, in bytes.
-func (sp *Space) walk(a mem.Virt) (p mem.Phys, size uint64, err error) {
+// Walk descends the tables to a. size is that of the page found, in bytes.
+func (sp *Space) Walk(a mem.Virt) (p mem.Phys, size uint64, err error) {
 	if !sp.Canonical(a) {
 		return 0, 0, &mem.Fault{Layer: mem.LayerVirtual, Addr: uint64(a), Err: mem.ErrBadAddress}
 	}
