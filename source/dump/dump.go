@@ -121,8 +121,11 @@ func (s *Source) Info() source.Info { return s.info }
 // means that it was cut off. Reads of what is missing fault with ErrTruncated.
 func (s *Source) Missing() uint64 { return s.image.missing() }
 
-// Close implements source.Source.
+// Close implements source.Source. Closing again does nothing.
 func (s *Source) Close() error {
+	if s.closed {
+		return nil
+	}
 	s.closed = true
 	s.image.close()
 	return s.file.Close()
