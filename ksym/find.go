@@ -186,11 +186,15 @@ func (f *finder) withAddresses(l Locations) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
+	t, err := loadNamed(f.view, l, n)
+	if err != nil {
+		return nil, err
+	}
 	behind := l.TokenIndex + tokenIndexBytes
 	size := mem.Virt(4 * n)
 	base := l.NumSyms - 8
 
-	pcRelative, baseBehind, baseBefore, plain := l, l, l, l
+	pcRelative, baseBehind, baseBefore, plain := t.loc, t.loc, t.loc, t.loc
 	pcRelative.Offsets = alignUp(behind, 4)
 	baseBehind.Offsets = alignUp(behind, 8)
 	baseBehind.RelativeBase = alignUp(baseBehind.Offsets+size, 8)
@@ -198,30 +202,22 @@ func (f *finder) withAddresses(l Locations) (*Table, error) {
 	baseBefore.RelativeBase = base
 	plain.Addresses = l.NumSyms - 2*size
 
-	t := &Table{loc: l}
-	if t.tokens, err = loadTokens(f.view, l.TokenTable, l.TokenIndex); err != nil {
-		return nil, err
-	}
-	if err := t.loadNames(f.view, n); err != nil {
-		return nil, err
-	}
-	fits := 0
+	fits, found := 0, parts{}
 	for _, with := range []Locations{pcRelative, baseBehind, baseBefore, plain} {
-		one := Table{loc: with}
-		one.loc.Markers = t.loc.Markers
-		one.names = t.names
+		one := *t
+		one.loc = with
 		if e := one.loadAddresses(f.view, n); e != nil {
 			err = e
 			continue
 		}
-		t.loc, t.addresses = one.loc, one.addresses
+		found = one
 		fits++
 	}
 	switch fits {
 	case 0:
 		return nil, fmt.Errorf("no address table fits, the last: %w", err)
 	case 1:
-		return t, nil
+		return &Table{parts: found}, nil
 	}
 	return nil, malformed("%d address tables fit", fits)
 }

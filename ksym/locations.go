@@ -69,14 +69,23 @@ func load(v view, l Locations) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Table{loc: l}
+	t, err := loadNamed(v, l, n)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.loadAddresses(v, n); err != nil {
+		return nil, err
+	}
+	return &Table{parts: *t}, nil
+}
+
+// loadNamed loads all but the addresses.
+func loadNamed(v view, l Locations, n uint32) (t *parts, err error) {
+	t = &parts{loc: l}
 	if t.tokens, err = loadTokens(v, l.TokenTable, l.TokenIndex); err != nil {
 		return nil, err
 	}
-	if err = t.loadNames(v, n); err != nil {
-		return nil, err
-	}
-	if err = t.loadAddresses(v, n); err != nil {
+	if err := t.loadNames(v, n); err != nil {
 		return nil, err
 	}
 	return t, nil
@@ -94,13 +103,13 @@ func loadCount(v view, at mem.Virt) (uint32, error) {
 	return n, nil
 }
 
-func (t *Table) loadNames(v view, n uint32) error {
+func (t *parts) loadNames(v view, n uint32) error {
 	size, err := namesSize(v, t.loc.Names, n, maxNamesBytes)
 	if err != nil {
 		return err
 	}
 	t.names = make([]byte, size)
-	if err := v.read(t.names, t.loc.Names); err != nil {
+	if err = v.read(t.names, t.loc.Names); err != nil {
 		return malformed("names: %w", err)
 	}
 	if t.blocks, err = checkNames(t.names, n, t.tokens); err != nil {
@@ -126,7 +135,7 @@ func (t *Table) loadNames(v view, n uint32) error {
 	return err
 }
 
-func (t *Table) loadAddresses(v view, n uint32) error {
+func (t *parts) loadAddresses(v view, n uint32) error {
 	a := addresses{encoding: PCRelative, at: t.loc.Offsets}
 	switch {
 	case t.loc.Addresses != 0:
@@ -150,11 +159,19 @@ func (t *Table) loadAddresses(v view, n uint32) error {
 	if a.encoding == BaseRelative && a.raw[len(a.raw)-1]&0x80 != 0 {
 		a.encoding = PercpuAbsolute
 	}
-	lo := min(t.loc.Names, t.loc.TokenTable, a.at)
-	hi := max(t.loc.Names+mem.Virt(len(t.names)), t.loc.TokenIndex+tokenIndexBytes, a.at+mem.Virt(len(a.raw)))
-	if err := a.check(v, lo, hi); err != nil {
-		return err
-	}
 	t.addresses = a
-	return nil
+	lo, hi := t.extent()
+	return t.addresses.check(v, lo, hi)
+}
+
+// extent returns where the tables begin and end.
+func (t *parts) extent() (lo, hi mem.Virt) {
+	l, a := &t.loc, &t.addresses
+	lo = min(l.NumSyms, l.Names, l.Markers, l.TokenTable, l.TokenIndex, a.at)
+	hi = max(l.NumSyms+4, l.Names+mem.Virt(len(t.names)), l.Markers+mem.Virt(4*len(t.blocks)),
+		l.TokenTable+mem.Virt(len(t.tokens.text)), l.TokenIndex+tokenIndexBytes, a.at+mem.Virt(len(a.raw)))
+	if l.RelativeBase != 0 {
+		lo, hi = min(lo, l.RelativeBase), max(hi, l.RelativeBase+8)
+	}
+	return lo, hi
 }

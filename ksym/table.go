@@ -13,14 +13,18 @@ import (
 // Table is a kernel's symbol table: names and addresses as they lay in memory,
 // decoded when asked for. Safe for use by several goroutines.
 type Table struct {
+	parts
+	indexed sync.Once
+	index   *index
+}
+
+// parts is what a table is loaded into.
+type parts struct {
 	loc       Locations
 	tokens    *tokens
 	names     []byte
 	blocks    []uint32 // where each block of 256 names begins in names
 	addresses addresses
-
-	indexed sync.Once
-	index   *index
 }
 
 // Len returns the number of symbols.
