@@ -17,9 +17,12 @@ type fdLayout struct {
 	CloseOnExec btf.Field `btf:"fdtable.close_on_exec"`
 }
 
-// maxFDs bounds the descriptors of one process: the largest that fs.nr_open allows
-// by default (fs/file.c).
-const maxFDs = 1 << 20
+// Bounds of one process's descriptors: how far its table reaches (fs.nr_open can be
+// raised, but a table is as large as its highest descriptor), and how many are open.
+const (
+	maxFDTable = 1 << 24
+	maxFDs     = 1 << 20
+)
 
 // openFD is an open descriptor.
 type openFD struct {
@@ -33,7 +36,7 @@ type openFD struct {
 func fdTable(w *kernel.Walk, l *fdLayout, files mem.Virt) []openFD {
 	table := w.Follow(files, l.Table)
 	size := w.Uint(table, l.Max)
-	if w.OK() && size > maxFDs {
+	if w.OK() && size > maxFDTable {
 		w.Failf("descriptor table %v: %d descriptors: %w", table, size, kernel.ErrTooLong)
 	}
 	array := w.Ptr(table, l.Files)
@@ -48,19 +51,30 @@ func fdTable(w *kernel.Walk, l *fdLayout, files mem.Virt) []openFD {
 	execErr := w.Try(func() { execBits = w.Bytes(cloexec, words*8) })
 	w.Fail(openErr)
 	w.Fail(execErr)
+	if !w.OK() {
+		return nil
+	}
 	var out []openFD
+	var missed error
 	for i := range int(words) {
-		if !w.OK() {
-			return nil
-		}
 		set := word(openBits, i*8)
 		if left := size - uint64(i)*64; left < 64 {
 			set &= 1<<left - 1
 		}
-		if set != 0 {
-			out = fdWord(w, out, array, i*64, set, word(execBits, i*8))
+		if set == 0 {
+			continue
+		}
+		if len(out) > maxFDs {
+			w.Failf("descriptor table %v: more than %d descriptors: %w", table, maxFDs, kernel.ErrTooLong)
+			return nil
+		}
+		// The array's later pages too, before giving up: they come in one round.
+		err := w.Try(func() { out = fdWord(w, out, array, i*64, set, word(execBits, i*8)) })
+		if missed == nil {
+			missed = err
 		}
 	}
+	w.Fail(missed)
 	return out
 }
 
