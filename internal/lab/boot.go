@@ -216,7 +216,7 @@ func (g *Guest) explain(err error) error {
 		err = fmt.Errorf("%w (QEMU: %v): %s", err, g.exit, tail(g.stderr.Bytes(), 1000))
 	case <-time.After(200 * time.Millisecond): // a lost connection can come before the end
 	}
-	return fmt.Errorf("%w; console ends:\n%s", err, g.console.tail(3000))
+	return fmt.Errorf("%w; console ends:\n%s", err, g.console.tail(8000))
 }
 
 // PID is QEMU's process id.

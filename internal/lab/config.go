@@ -107,7 +107,7 @@ func (c Config) args(accel string, f files) []string {
 		"-no-user-config", "-nodefaults", "-display", "none",
 		"-name", c.Name,
 		"-accel", accel,
-		"-cpu", c.CPUModel,
+		"-cpu", c.cpuModel(accel),
 		"-smp", fmt.Sprint(c.CPUs),
 		"-m", fmt.Sprintf("%dM", c.MemMB),
 		"-kernel", f.image, "-initrd", f.initrd,
@@ -133,6 +133,18 @@ func (c Config) args(accel string, f files) []string {
 		}
 	}
 	return append(a, c.ExtraArgs...)
+}
+
+// cpuModel returns QEMU's -cpu. QEMU 7.2's TCG leaves garbage in EFLAGS behind
+// cmpxchg16b, the direction flag included, and string instructions then run
+// backwards over the guest's memory: half of the boots of a 6.12 kernel, whose
+// slab allocator uses that instruction, ended in a panic. Without the feature a
+// kernel takes another path.
+func (c Config) cpuModel(accel string) string {
+	if accel != "tcg" || strings.Contains(c.CPUModel, "cx16") {
+		return c.CPUModel
+	}
+	return c.CPUModel + ",cx16=off"
 }
 
 // memoryArgs returns the options that give the machine its RAM.

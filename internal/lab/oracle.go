@@ -117,7 +117,7 @@ func gunzip(b []byte) ([]byte, error) {
 //	readlink PATH   target of a symbolic link
 //	ls DIR          names in a directory, one a line
 //	state           JSON: what the guest program made, see State
-//	proc [PID,…]    an archive of /proc, see Proc
+//	proc [PIDS [NAMES]]  an archive of /proc, see Proc
 //	exec ROLE       start another process in a role; its JSON as in state
 //	kill PID SIGNAL send a signal, by number
 //	quit            end the oracle: no more answers

@@ -143,6 +143,8 @@ func answer(line string) ([]byte, error) {
 		return json.Marshal(m)
 	case "ls":
 		return list(rest)
+	case "proc":
+		return procArchive(rest)
 	case "kill":
 		return nil, sendSignal(rest)
 	}
