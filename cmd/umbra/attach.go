@@ -1,0 +1,161 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/umbravm/umbra"
+	"github.com/umbravm/umbra/kernel"
+	"github.com/umbravm/umbra/mem"
+	"github.com/umbravm/umbra/source"
+	"github.com/umbravm/umbra/source/all"
+	"github.com/umbravm/umbra/source/dump"
+	"github.com/umbravm/umbra/table"
+)
+
+// attachFlags say how to reach a machine and what its kernel does not carry.
+type attachFlags struct {
+	noCache bool
+	layout  string
+}
+
+func (f *attachFlags) register(fs *pflag.FlagSet) {
+	fs.BoolVar(&f.noCache, "no-cache", false, "neither use nor keep what was decoded of kernels before")
+	fs.StringVar(&f.layout, "layout", "", "where a raw dump's memory belongs, such as 0-0x80000000,0x100000000-0x180000000")
+}
+
+// options returns what the flags say to umbra.Attach.
+func (f *attachFlags) options(cmd *cobra.Command) (umbra.Options, error) {
+	opts := umbra.Options{NoCache: f.noCache}
+	if f.layout != "" {
+		layout, err := dump.ParseLayout(f.layout)
+		if err != nil {
+			return opts, usagef(cmd, "%w", err)
+		}
+		opts.Source.Dump.Layout = layout
+	}
+	return opts, nil
+}
+
+// open opens a machine's memory without looking for a kernel in it.
+func (a *app) open(cmd *cobra.Command, target string) (source.Source, error) {
+	opts, err := a.attachFlags.options(cmd)
+	if err != nil {
+		return nil, err
+	}
+	return all.Open(cmd.Context(), target, opts.Source)
+}
+
+// attach finds the kernel that runs in the machine target names.
+func (a *app) attach(cmd *cobra.Command, target string) (*umbra.Machine, error) {
+	opts, err := a.attachFlags.options(cmd)
+	if err != nil {
+		return nil, err
+	}
+	return umbra.Attach(cmd.Context(), target, opts)
+}
+
+// withView attaches to target, gives read a view of its kernel and then tells, on
+// standard error, what did not add up and, when asked, how the answer was
+// obtained. Findings make the command end with errFindings.
+func (a *app) withView(cmd *cobra.Command, target string, read func(m *umbra.Machine, v *kernel.View) error) error {
+	done := a.status("reading " + table.Safe(target))
+	defer done()
+	m, err := a.attach(cmd, target)
+	if err != nil {
+		return err
+	}
+	begun := time.Now()
+	v := m.Kernel.View(cmd.Context(), mem.Options{})
+	err = read(m, v)
+	took := time.Since(begun)
+	done()
+	err = errors.Join(err, m.Close())
+	if a.stats {
+		a.printStats(m, v, took)
+	}
+	if err != nil {
+		return err
+	}
+	found := append(m.Kernel.Attached().Findings, v.Findings()...)
+	for _, f := range found {
+		a.notef("umbra: finding: %s: %s", table.Safe(f.Object), table.Safe(f.What))
+	}
+	if len(found) > 0 {
+		return errFindings
+	}
+	return nil
+}
+
+// printStats says what an answer cost and how far it can be trusted.
+func (a *app) printStats(m *umbra.Machine, v *kernel.View, took time.Duration) {
+	at, st, info := m.Kernel.Attached(), v.Snapshot().Stats(), m.Source.Info()
+	types := "types read from the machine"
+	if at.Cached {
+		types = "types from the cache"
+	}
+	a.notef("umbra: %s:%s through %s", info.Kind, table.Safe(info.Name), table.Safe(info.Detail))
+	a.notef("umbra: attached by %s in %.1f ms, %s of memory read, %s",
+		at.Method, float64(at.Duration.Microseconds())/1000, table.Size(float64(at.Read)), types)
+	a.notef("umbra: answer from %d pages in %d rounds, %.1f ms, read %s to %s",
+		st.Pages, st.Rounds, float64(took.Microseconds())/1000, clock(st.Begun), clock(st.Ended))
+	a.notef("umbra: %d pages changed, %d objects were read again, %d kept moving", st.Changed, st.Retried, st.Moved)
+}
+
+func clock(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.UTC().Format("2006-01-02T15:04:05.000000Z")
+}
+
+// statusAfter is how long a command may take without a word.
+const statusAfter = time.Second
+
+// status shows on a terminal, from the first second on, what the program is at.
+// The function it returns takes the line away; it may be called twice.
+func (a *app) status(what string) (done func()) {
+	if !a.stderrTTY {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		begun := time.Now()
+		tick := time.NewTicker(statusAfter)
+		defer tick.Stop()
+		shown := false
+		for {
+			select {
+			case <-ctx.Done():
+				if shown {
+					fmt.Fprint(a.stderr, "\r\x1b[K")
+				}
+				return
+			case <-tick.C:
+				shown = true
+				fmt.Fprintf(a.stderr, "\r\x1b[Kumbra: %s … %ds", what, int(time.Since(begun).Seconds()))
+			}
+		}
+	}()
+	return func() {
+		cancel()
+		<-gone
+	}
+}
+
+// readable tells early whether a file that a flag names can be opened.
+func readable(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/umbravm/umbra/table"
+)
+
+// Exit statuses.
+const (
+	exitDone     = 0
+	exitFailed   = 1
+	exitUsage    = 2
+	exitFindings = 3
+	exitSignal   = 130 // as a shell reports a program that Ctrl-C ended
+)
+
+// usageError is a command line that makes no sense.
+type usageError struct {
+	err  error
+	hint string
+}
+
+func (e *usageError) Error() string    { return e.err.Error() }
+func (e *usageError) Unwrap() error    { return e.err }
+func (e *usageError) HintLine() string { return e.hint }
+
+// usagef is a usageError that points to the command's help.
+func usagef(cmd *cobra.Command, format string, args ...any) error {
+	return &usageError{fmt.Errorf(format, args...), fmt.Sprintf("see %s --help", cmd.CommandPath())}
+}
+
+// errFindings ends a command whose answer stands but came with findings, which
+// have been printed.
+var errFindings = errors.New("something does not add up")
+
+// fail prints err as people are told of errors and returns the exit status.
+func (a *app) fail(ctx context.Context, err error) int {
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.Is(err, errFindings):
+		return exitFindings
+	case ctx.Err() != nil && errors.Is(err, context.Canceled):
+		a.notef("umbra: interrupted")
+		return exitSignal
+	}
+	status := exitFailed
+	var usage *usageError
+	if errors.As(err, &usage) {
+		status = exitUsage
+	} else if strings.HasPrefix(err.Error(), "unknown command ") {
+		status = exitUsage // cobra has no type for it
+	}
+	a.notef("umbra: %s", lines(err))
+	var hinter interface{ HintLine() string }
+	if errors.As(err, &hinter) && hinter.HintLine() != "" {
+		a.notef("hint: %s", table.Safe(hinter.HintLine()))
+	}
+	return status
+}
+
+// lines renders an error; joined ones stand on lines of their own.
+func lines(err error) string {
+	parts := strings.Split(strings.TrimSpace(err.Error()), "\n")
+	for i := range parts {
+		parts[i] = table.Safe(parts[i])
+	}
+	return strings.Join(parts, "\n  ")
+}

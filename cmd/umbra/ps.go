@@ -1,0 +1,70 @@
+package main
+
+import (
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/umbravm/umbra/kernel"
+	"github.com/umbravm/umbra/linux"
+	"github.com/umbravm/umbra/table"
+)
+
+func psCommand(a *app) *cobra.Command {
+	var opts linux.TaskOptions
+	var tree bool
+	return listCommand(a, listing[linux.Task]{
+		name: "ps", group: groupObjects,
+		short: "List processes",
+		long: `ps lists the processes of a machine as the machine's own /proc would.
+
+Processes come from the kernel's PID tables. Its task list, which is kept apart
+from them, is the cross-check: a process that only one of them has is a finding.
+In a table [NAME] is a process without arguments, most often a kernel thread.`,
+		example: `  umbra ps web1
+  umbra ps web1 --tree
+  umbra ps web1 --sort -rss_bytes --columns pid,comm,rss_bytes
+  umbra ps web1 --threads --pid 412 -o json`,
+		table: table.Options{
+			Default: []string{"pid", "ppid", "uid", "state", "threads", "start_time", "cpu_seconds", "rss_bytes", "args"},
+			Wide:    []string{"args", "exe", "cwd"},
+			Cells: map[string]func(any) string{
+				"args":       func(row any) string { return command(row.(*linux.Task)) },
+				"start_time": func(row any) string { return shortTime(row.(*linux.Task).StartTime) },
+			},
+		},
+		flags: func(cmd *cobra.Command) {
+			cmd.Flags().BoolVar(&opts.Threads, "threads", false, "list threads too, one row each")
+			cmd.Flags().IntVar(&opts.PID, "pid", 0, "only this process")
+			cmd.Flags().BoolVar(&tree, "tree", false, "show who started whom; for people")
+			cmd.Flags().BoolVar(&opts.Brief, "brief", false, "leave out arguments, paths and memory sizes: fewer pages are read")
+		},
+		read: func(v *kernel.View) ([]linux.Task, error) { return linux.Tasks(v, opts) },
+		show: func(a *app, rows []linux.Task, o table.Options) (bool, error) {
+			if tree {
+				return true, writeTree(a.stdout, rows, o.Width)
+			}
+			return false, nil
+		},
+	})
+}
+
+// command is a task's arguments, or [its name] when it has none.
+func command(t *linux.Task) string {
+	switch {
+	case t.TID != t.PID:
+		return "{" + t.Comm + "}"
+	case len(t.Args) == 0:
+		return "[" + t.Comm + "]"
+	}
+	return strings.Join(t.Args, " ")
+}
+
+// shortTime renders a time of a process, which began days ago rather than years.
+func shortTime(t *time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return t.UTC().Format("01-02 15:04:05")
+}
