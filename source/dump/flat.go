@@ -1,12 +1,14 @@
 package dump
 
 import (
+	"cmp"
 	"container/heap"
 	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"sort"
 )
 
@@ -20,7 +22,7 @@ const (
 	flatRecord     = 16
 	flatType       = 1
 	flatVersion    = 1
-	maxFlatRecords = 1 << 23 // 24 bytes of memory each; QEMU writes one per 16 KiB or so
+	maxFlatRecords = 1 << 21 // 24 bytes of memory each; QEMU writes one per 16 KiB or so
 )
 
 // piece is a run of bytes of the unfolded file.
@@ -94,30 +96,34 @@ func (f *flat) index(ctx context.Context) error {
 	}
 }
 
-// overlay sorts pieces by offset and cuts away what later ones overwrite.
+// overlay sorts pieces by offset and cuts away what later ones overwrite. A
+// piece is later than those that stand before it in the flattened file.
 func overlay(pieces []piece) []piece {
-	order := make([]int32, len(pieces))
-	for i := range order {
-		order[i] = int32(i)
+	slices.SortFunc(pieces, func(a, b piece) int { return cmp.Or(cmp.Compare(a.off, b.off), cmp.Compare(a.at, b.at)) })
+	disjoint := true
+	for i := 1; i < len(pieces) && disjoint; i++ {
+		disjoint = pieces[i-1].end() <= pieces[i].off
 	}
-	sort.SliceStable(order, func(i, j int) bool { return pieces[order[i]].off < pieces[order[j]].off })
+	if disjoint {
+		return pieces
+	}
 	var out []piece
-	open := &latest{} // of the pieces that have begun, the last written is on top
-	for pos, next := int64(0), 0; next < len(order) || open.Len() > 0; {
+	open := &latest{} // the pieces that have begun at pos, the last written on top
+	for pos, next := int64(0), 0; next < len(pieces) || open.Len() > 0; {
 		if open.Len() == 0 {
-			pos = max(pos, pieces[order[next]].off)
+			pos = pieces[next].off
 		}
-		for ; next < len(order) && pieces[order[next]].off <= pos; next++ {
-			heap.Push(open, order[next])
+		for ; next < len(pieces) && pieces[next].off <= pos; next++ {
+			heap.Push(open, pieces[next])
 		}
-		top := pieces[(*open)[0]]
+		top := (*open)[0]
 		if top.end() <= pos {
 			heap.Pop(open)
 			continue
 		}
 		end := top.end()
-		if next < len(order) {
-			end = min(end, pieces[order[next]].off)
+		if next < len(pieces) {
+			end = min(end, pieces[next].off)
 		}
 		p := piece{off: pos, size: end - pos, at: top.at + pos - top.off}
 		if n := len(out); n > 0 && out[n-1].end() == p.off && out[n-1].at+out[n-1].size == p.at {
@@ -130,13 +136,13 @@ func overlay(pieces []piece) []piece {
 	return out
 }
 
-// latest is a heap of indices, the highest on top.
-type latest []int32
+// latest is a heap of pieces, the one written last on top.
+type latest []piece
 
 func (l latest) Len() int           { return len(l) }
-func (l latest) Less(i, j int) bool { return l[i] > l[j] }
+func (l latest) Less(i, j int) bool { return l[i].at > l[j].at }
 func (l latest) Swap(i, j int)      { l[i], l[j] = l[j], l[i] }
-func (l *latest) Push(x any)        { *l = append(*l, x.(int32)) }
+func (l *latest) Push(x any)        { *l = append(*l, x.(piece)) }
 func (l *latest) Pop() any {
 	old := *l
 	x := old[len(old)-1]

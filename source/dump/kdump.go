@@ -79,6 +79,9 @@ func openKdump(ctx context.Context, st storage) (*kdump, notes, error) {
 	if err := k.readBitmaps(ctx); err != nil {
 		return nil, notes{}, err
 	}
+	if len(k.ram) == 0 {
+		return nil, notes{}, fmt.Errorf("%w: kdump without any memory in it", ErrFormat)
+	}
 	n, err := h.notes(st)
 	if err != nil {
 		return nil, notes{}, err
