@@ -25,7 +25,7 @@ type Kernel struct {
 	image  *image
 	root   mem.Phys   // the kernel's own page tables, init_top_pgt
 	levels int        // of page tables
-	tables []mem.Phys // walked while attaching: what every view will need first
+	tables []mem.Phys // walked while attaching, and other pages every view needs first
 	syms   *ksym.Table
 	types  *lazyTypes
 	banner string

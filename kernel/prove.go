@@ -42,6 +42,7 @@ func (f *finder) prove(c candidate, opts Options) (*Kernel, error) {
 	if err := k.proveTask(f.ctx); err != nil {
 		return nil, err
 	}
+	k.ahead(f.ctx)
 	k.attach.Read = c.image.read + uint64(f.snap.Stats().Pages)*mem.PageSize
 	return k, nil
 }
@@ -174,6 +175,30 @@ func (k *Kernel) proveTask(ctx context.Context) error {
 		pid, comm := w.Uint(task, l.PID), w.Text(task, l.Comm)
 		if w.OK() && (pid != 0 || !strings.HasPrefix(comm, "swapper")) {
 			w.Failf("init_task at %v is %q with pid %d, not the idle task", task, comm, pid)
+		}
+	})
+}
+
+type aheadLayout struct {
+	PIDs btf.Field `btf:"pid_namespace.idr.idr_rt.xa_head"`
+}
+
+// ahead finds pages that nearly every view needs before it can go on, so that they
+// come with the first round: the root of the PID IDR. It is a hint; views read anew.
+func (k *Kernel) ahead(ctx context.Context) {
+	l, err := Layout[aheadLayout](k)
+	if err != nil {
+		return
+	}
+	ns, err := k.Symbol("init_pid_ns")
+	if err != nil {
+		return
+	}
+	v := k.View(ctx, mem.Options{Static: true})
+	_ = v.Do(func(w *Walk) { // a hint that is missing costs a round, nothing else
+		node := w.Ptr(ns, l.PIDs) &^ 3
+		if p, err := v.space.Translate(node); err == nil && w.OK() {
+			k.tables = append(k.tables, p.Page())
 		}
 	})
 }

@@ -213,6 +213,28 @@ func (w *Walk) Guard(obj mem.Virt, f btf.Field) {
 	}
 }
 
+// Want asks for the pages of fields of obj that will be read next. Reads stop at
+// the first page that has to be fetched; so that an object that spans several needs
+// one round and not one for each, its fields are wanted together first.
+func (w *Walk) Want(obj mem.Virt, fields ...btf.Field) {
+	if w.err != nil || !w.v.snap.Batching() {
+		return
+	}
+	var b [1]byte
+	for _, f := range fields {
+		if !f.Known {
+			continue
+		}
+		first := obj + mem.Virt(f.Offset)
+		last := first + mem.Virt(max(f.Size, 1)-1)
+		// What cannot be read is told when it is read.
+		_, _ = w.space.Read(first, b[:])
+		if last.Page() != first.Page() {
+			_, _ = w.space.Read(last, b[:])
+		}
+	}
+}
+
 // Follow is Ptr of a link that Guard watches.
 func (w *Walk) Follow(obj mem.Virt, f btf.Field) mem.Virt {
 	w.Guard(obj, f)

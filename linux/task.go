@@ -246,6 +246,8 @@ func (r *taskReader) numbers(w *kernel.Walk, pid mem.Virt) []int {
 func (r *taskReader) task(w *kernel.Walk, t mem.Virt, row *taskRow) {
 	l := r.l
 	row.Addr, row.present = t, true
+	w.Want(t, l.TID, l.TGID, l.Runtime, l.Comm, l.Flags, l.State, l.ExitState, l.StaticPrio, l.Started, l.MM,
+		l.Files, l.Nsproxy, l.FS, l.RealParent, l.RealCred, l.Signal, l.Tasks)
 	w.Guard(t, l.TID)
 	row.TID, row.PID = int(w.Int(t, l.TID)), int(w.Int(t, l.TGID))
 	row.runtime = w.Uint(t, l.Runtime)
@@ -271,6 +273,7 @@ func (r *taskReader) task(w *kernel.Walk, t mem.Virt, row *taskRow) {
 	})
 	r.try(w, row, "threads", func() {
 		signal := w.Ptr(t, l.Signal)
+		w.Want(signal, l.Threads, l.DeadRuntime)
 		row.Threads, row.dead = int(w.Int(signal, l.Threads)), w.Uint(signal, l.DeadRuntime)
 	})
 	if row.KernelThread {
@@ -296,6 +299,7 @@ func (r *taskReader) details(w *kernel.Walk, row *taskRow, fs mem.Virt) {
 	if row.MM == 0 {
 		return
 	}
+	w.Want(row.MM, r.mm.PGD, r.mm.TotalVM, r.mm.RSS, r.mm.ExeFile, r.mm.ArgStart, r.mm.EnvEnd)
 	r.try(w, row, "memory sizes", func() {
 		vsize, rss := r.mm.sizes(w, row.MM)
 		row.VSize, row.RSS = &vsize, &rss

@@ -200,6 +200,10 @@ func (s *Snapshot) want(frame Phys) {
 	}
 }
 
+// Batching tells whether a walk that misses a page is run again rather than made
+// to wait.
+func (s *Snapshot) Batching() bool { return s.inPass && s.opts.Batch }
+
 // Want asks for pages ahead of need. They come with the next round.
 func (s *Snapshot) Want(frames []Phys) {
 	if !s.opts.Batch {

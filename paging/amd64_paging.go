@@ -152,25 +152,38 @@ func tableFault(a mem.Virt, err error) error {
 }
 
 // Read fills buf from a on. It returns the bytes read and, when they are fewer
-// than len(buf), why.
+// than len(buf), why. When pages are still to be fetched it asks for all of them
+// at once.
 func (sp *Space) Read(a mem.Virt, buf []byte) (int, error) {
+	pending := false
 	for n := 0; n < len(buf); {
 		at, ok := a.Add(uint64(n))
 		if !ok {
 			return n, &mem.Fault{Layer: mem.LayerVirtual, Addr: uint64(a), Err: mem.ErrBadAddress}
 		}
-		p, err := sp.Translate(at)
-		if err != nil {
-			return n, err
-		}
 		chunk := min(len(buf)-n, int(mem.PageSize-at&(mem.PageSize-1)))
-		m, err := sp.snap.Read(p, buf[n:n+chunk])
-		n += m
-		if err != nil {
-			return n, err
+		m, err := sp.readPage(at, buf[n:n+chunk])
+		switch {
+		case err == mem.ErrPending:
+			pending = true
+		case err != nil:
+			return n + m, err
 		}
+		n += chunk
+	}
+	if pending {
+		return 0, mem.ErrPending
 	}
 	return len(buf), nil
+}
+
+// readPage is Read within one page.
+func (sp *Space) readPage(a mem.Virt, buf []byte) (int, error) {
+	p, err := sp.Translate(a)
+	if err != nil {
+		return 0, err
+	}
+	return sp.snap.Read(p, buf)
 }
 
 // Uint64 reads the little-endian word at a.
