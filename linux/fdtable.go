@@ -24,6 +24,10 @@ const (
 	maxFDs     = 1 << 20
 )
 
+// fdAhead is how much of a descriptor array is read before it is known to be in
+// use, in bytes.
+const fdAhead = 8 * mem.PageSize
+
 // openFD is an open descriptor.
 type openFD struct {
 	FD          int
@@ -49,6 +53,8 @@ func fdTable(w *kernel.Walk, l *fdLayout, files mem.Virt) []openFD {
 	var openBits, execBits []byte
 	openErr := w.Try(func() { openBits = w.Bytes(open, words*8) })
 	execErr := w.Try(func() { execBits = w.Bytes(cloexec, words*8) })
+	// The array's first pages come in the bitmaps' round; what they hold is looked at below.
+	_ = w.Try(func() { w.Bytes(array, min(size*8, fdAhead)) })
 	w.Fail(openErr)
 	w.Fail(execErr)
 	if !w.OK() {

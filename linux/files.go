@@ -168,6 +168,9 @@ func (r *fileReader) tables(tasks []Task) (map[mem.Virt]*openTable, error) {
 	err := r.v.Each(len(addrs), func(i int, w *kernel.Walk) {
 		fds := fdTable(w, r.fd, addrs[i])
 		*byAddr[addrs[i]] = openTable{fds: fds, err: w.Err()}
+		for _, fd := range fds { // so that their pages come while others' tables are still being read
+			_ = w.Try(func() { w.Ptr(fd.File, r.l.Inode) })
+		}
 	}, func(i int) { byAddr[addrs[i]].moved = true })
 	return byAddr, err
 }

@@ -66,10 +66,19 @@ func pathText(w *kernel.Walk, l *pathLayout, p, root path) (text string, deleted
 }
 
 // treePath climbs from p to root, through mounts, and joins the names it meets.
+// What a step does not need is read even when something before it could not be:
+// then all of it comes in one round.
 func treePath(w *kernel.Walk, l *pathLayout, p, root path) string {
 	var names []string
+	var failed error
+	try := func(part func()) {
+		if err := w.Try(part); failed == nil {
+			failed = err
+		}
+	}
 	mnt := p.mnt - mem.Virt(l.Mount.Offset) // struct mount around the vfsmount
 	d := p.dentry
+	_ = w.Try(func() { mountsAhead(w, l, mnt) }) // what it misses and the climb needs fails there
 	for steps := 0; w.OK(); steps++ {
 		if steps > maxComponents {
 			w.Failf("path at dentry %v: %w", p.dentry, kernel.ErrTooLong)
@@ -77,24 +86,42 @@ func treePath(w *kernel.Walk, l *pathLayout, p, root path) string {
 		}
 		vfs := mnt + mem.Virt(l.Mount.Offset)
 		if d == root.dentry && vfs == root.mnt {
-			return join(names)
+			break
 		}
+		var top mem.Virt
+		try(func() { top = w.Ptr(vfs, l.MntRoot) })
 		parent := w.Ptr(d, l.Parent)
-		if d == w.Ptr(vfs, l.MntRoot) {
+		if d == top {
 			up := w.Ptr(mnt, l.MntParent)
 			if up != mnt {
 				d, mnt = w.Ptr(mnt, l.Mountpoint), up
 				continue
 			}
-			return join(names) // the top of another tree
+			break // the top of another tree
 		}
 		if parent == d { // below a root that the mount does not show
-			return "/"
+			names = nil
+			break
 		}
-		names = append(names, dentryName(w, l, d))
+		try(func() { names = append(names, dentryName(w, l, d)) })
 		d = parent
 	}
-	return ""
+	w.Fail(failed)
+	return join(names)
+}
+
+// mountsAhead reads what leads from mnt to the top of its tree, for a climb that
+// comes there later.
+func mountsAhead(w *kernel.Walk, l *pathLayout, mnt mem.Virt) {
+	const most = 8
+	for range most {
+		up := w.Ptr(mnt, l.MntParent)
+		if !w.OK() || up == mnt {
+			return
+		}
+		w.Ptr(w.Ptr(mnt, l.Mountpoint), l.Parent)
+		mnt = up
+	}
 }
 
 // join writes names, innermost first, as an absolute path.
