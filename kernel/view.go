@@ -78,6 +78,11 @@ func (v *View) Each(n int, walk func(i int, w *Walk), moved func(i int)) error {
 	return v.snap.Each(n, func(i int) { walk(i, &Walk{v: v, space: v.space}) }, moved)
 }
 
+// Grow is Each for walks that lead to more walks (see mem.Snapshot.Grow).
+func (v *View) Grow(count func() int, walk func(i int, w *Walk), moved func(i int)) error {
+	return v.snap.Grow(count, func(i int) { walk(i, &Walk{v: v, space: v.space}) }, moved)
+}
+
 // Do runs a single walk, in rounds, and returns its error.
 func (v *View) Do(walk func(w *Walk)) error {
 	var last error

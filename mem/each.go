@@ -50,15 +50,25 @@ func (s *Snapshot) Guard(addr Phys, n int) {
 //
 // The error is the source's as a whole, or that walks never came to an end.
 func (s *Snapshot) Each(n int, walk func(i int), moved func(i int)) error {
+	return s.Grow(func() int { return n }, walk, moved)
+}
+
+// Grow is Each for walks that lead to more walks. count tells how many there are;
+// it is asked after each walk and must not fall. New walks join the pass that
+// found them, so that the rounds of those they came from and their own overlap. A
+// walk that is done anew may find other walks than before: those it found first
+// have run nevertheless.
+func (s *Snapshot) Grow(count func() int, walk func(i int), moved func(i int)) error {
 	if s.inPass {
 		panic("mem: Each called from within a walk")
 	}
-	todo := make([]int, n)
+	known := count()
+	todo := make([]int, known)
 	for i := range todo {
 		todo[i] = i
 	}
 	for try := 0; ; try++ {
-		e := eacher{s: s, walk: walk}
+		e := eacher{s: s, walk: walk, count: count, known: &known}
 		if err := e.run(todo); err != nil {
 			return err
 		}
@@ -84,6 +94,8 @@ func (s *Snapshot) Each(n int, walk func(i int), moved func(i int)) error {
 type eacher struct {
 	s       *Snapshot
 	walk    func(i int)
+	count   func() int
+	known   *int      // walks counted so far
 	open    []guarded // of walks that ended, not read again yet
 	pending []guarded // of walks that missed a page in the last pass
 	moved   []int     // walks whose memory changed
@@ -109,7 +121,8 @@ func (e *eacher) run(todo []int) error {
 		checked := e.pending // in the order of todo
 		e.pending = nil
 		again := todo[:0]
-		for _, i := range todo {
+		for k := 0; k < len(todo); k++ {
+			i := todo[k]
 			s.missed, s.guards = false, s.guards[:0]
 			e.walk(i)
 			if s.failed != nil {
@@ -124,6 +137,9 @@ func (e *eacher) run(todo []int) error {
 				e.pending = append(e.pending, guarded{i, slices.Clone(s.guards)})
 			} else if left := without(s.guards, before); len(left) > 0 {
 				e.open = append(e.open, guarded{i, left})
+			}
+			for n := e.count(); *e.known < n; *e.known++ {
+				todo = append(todo, *e.known)
 			}
 		}
 		todo = again
