@@ -5,12 +5,15 @@ package all
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
+	"github.com/umbravm/umbra/mem"
 	"github.com/umbravm/umbra/source"
 	"github.com/umbravm/umbra/source/dump"
 	"github.com/umbravm/umbra/source/qemu"
+	"github.com/umbravm/umbra/source/replay"
 )
 
 // Options of Open that only some ways to reach memory use.
@@ -23,6 +26,9 @@ var kinds = map[string]func(ctx context.Context, rest string, opts Options) (sou
 	"qemu": func(ctx context.Context, rest string, _ Options) (source.Source, error) { return opened(qemu.Open(ctx, rest)) },
 	"dump": func(ctx context.Context, rest string, opts Options) (source.Source, error) {
 		return opened(dump.Open(ctx, rest, opts.Dump))
+	},
+	"replay": func(ctx context.Context, rest string, _ Options) (source.Source, error) {
+		return opened(replay.Open(ctx, rest))
 	},
 }
 
@@ -47,7 +53,23 @@ func Open(ctx context.Context, target string, opts Options) (source.Source, erro
 		return nil, fmt.Errorf("no machine named")
 	}
 	if fi, err := os.Stat(target); err == nil && fi.Mode().IsRegular() {
-		return kinds["dump"](ctx, target, opts)
+		kind := "dump"
+		if isBundle(target) {
+			kind = "replay"
+		}
+		return kinds[kind](ctx, target, opts)
 	}
 	return kinds["qemu"](ctx, target, opts)
+}
+
+// isBundle tells whether a file begins as a page bundle does.
+func isBundle(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false // opening it as a dump says why
+	}
+	defer f.Close()
+	var head [8]byte
+	n, _ := io.ReadFull(f, head[:])
+	return mem.IsBundle(head[:n])
 }
