@@ -83,9 +83,9 @@ func TestGrowRounds(t *testing.T) {
 
 func TestGrowMoved(t *testing.T) {
 	src := &tree{size: 15, flip: map[Phys]byte{}}
-	// The root's guarded byte changes once its children are being read.
+	// The root's guarded byte changes while its children are being fetched.
 	src.touch = func(call int) {
-		if call == 3 {
+		if call == 2 {
 			src.flip[0] = 1
 		}
 	}
