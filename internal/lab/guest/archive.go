@@ -201,6 +201,10 @@ func (a *archive) add(name string, content []byte, target string, failed error) 
 	h := &tar.Header{Name: name, Mode: 0o444}
 	switch {
 	case failed != nil:
+		var at *os.PathError
+		if errors.As(failed, &at) { // the path is the member's name
+			failed = at.Err
+		}
 		h.PAXRecords = map[string]string{"UMBRA.error": failed.Error()}
 		content = nil
 	case target != "":

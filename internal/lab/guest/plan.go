@@ -93,6 +93,9 @@ func makeState(p params) error {
 		return err
 	}
 	s := state{Tiny: map[string]int{}, Procs: p.procs, Socks: p.socks}
+	if err := setUpNetwork(p.state); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
 	if p.state {
 		if err := makeDefinite(&s); err != nil {
 			return err
@@ -118,9 +121,6 @@ func makeState(p params) error {
 }
 
 func makeDefinite(s *state) error {
-	if err := setUpNetwork(true); err != nil {
-		return fmt.Errorf("network: %w", err)
-	}
 	if err := makeCgroups(); err != nil {
 		return fmt.Errorf("control groups: %w", err)
 	}

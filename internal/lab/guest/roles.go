@@ -48,5 +48,8 @@ func runRole(name string) error {
 	}
 	// A child that held it too would keep ready from being heard.
 	unix.CloseOnExec(readyFD)
+	if err := setComm("umbra-" + name); err != nil {
+		return err
+	}
 	return f()
 }
