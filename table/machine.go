@@ -14,7 +14,8 @@ import (
 	"unicode/utf8"
 )
 
-// writeJSON prints rows as an array, one object per line.
+// writeJSON prints rows as an array, one object per line. Every object has all the
+// keys: what a row has no value for is null.
 func writeJSON[T any](w io.Writer, _ *schema, cols []column, rows []T) error {
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)
@@ -52,7 +53,12 @@ func object(buf *bytes.Buffer, enc *json.Encoder, cols []column, row reflect.Val
 		buf.WriteByte('"')
 		buf.WriteString(c.key)
 		buf.WriteString(`":`)
-		if err := enc.Encode(row.FieldByIndex(c.index).Interface()); err != nil {
+		v := c.value(row)
+		if !v.IsValid() {
+			buf.WriteString("null")
+			continue
+		}
+		if err := enc.Encode(v.Interface()); err != nil {
 			return fmt.Errorf("column %s: %w", c.key, err)
 		}
 		buf.Truncate(buf.Len() - 1) // Encode ends with a newline
@@ -119,7 +125,7 @@ func writeCSV[T any](w io.Writer, cols []column, rows []T) error {
 	for i := range rows {
 		row := reflect.ValueOf(&rows[i]).Elem()
 		for j, c := range cols {
-			s, err := csvField(row.FieldByIndex(c.index))
+			s, err := csvField(c.value(row))
 			if err != nil {
 				return fmt.Errorf("column %s: %w", c.key, err)
 			}
@@ -134,6 +140,9 @@ func writeCSV[T any](w io.Writer, cols []column, rows []T) error {
 }
 
 func csvField(v reflect.Value) (string, error) {
+	if !v.IsValid() {
+		return "", nil
+	}
 	if v.Kind() == reflect.Pointer {
 		if v.IsNil() {
 			return "", nil

@@ -15,6 +15,16 @@ type column struct {
 	key   string
 	index []int
 	typ   reflect.Type
+	omit  bool // the zero value stands for null ("omitempty")
+}
+
+// value returns the column's value in row, the zero Value for a null one.
+func (c column) value(row reflect.Value) reflect.Value {
+	v := row.FieldByIndex(c.index)
+	if c.omit && v.IsZero() {
+		return reflect.Value{}
+	}
+	return v
 }
 
 // schema is what the type of a row says of its columns.
@@ -46,7 +56,7 @@ func schemaOf[T any]() (*schema, error) {
 func (s *schema) add(t reflect.Type, prefix []int) {
 	for i := range t.NumField() {
 		f := t.Field(i)
-		key, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		key, opts, _ := strings.Cut(f.Tag.Get("json"), ",")
 		index := append(slices.Clone(prefix), i)
 		switch {
 		case key == "-":
@@ -54,7 +64,7 @@ func (s *schema) add(t reflect.Type, prefix []int) {
 			s.add(f.Type, index)
 		case key == "" || !f.IsExported():
 		default:
-			s.cols = append(s.cols, column{key, index, f.Type})
+			s.cols = append(s.cols, column{key, index, f.Type, strings.Contains(opts, "omitempty")})
 		}
 	}
 }
