@@ -87,6 +87,11 @@ func connect(ctx context.Context, path string) (*net.UnixConn, error) {
 		addr = filepath.Join("/proc/self/fd", strconv.Itoa(dir), filepath.Base(path))
 	}
 	conn, err := d.DialContext(ctx, "unix", addr)
+	if errors.Is(err, unix.EAGAIN) {
+		// QEMU lets one client wait, and even one that gave up stays in that queue
+		// until QEMU accepts it.
+		return nil, ErrBusy
+	}
 	if err != nil {
 		var se *os.SyscallError
 		if errors.As(err, &se) {

@@ -22,6 +22,9 @@ const (
 	// defaultTimeout bounds a command whose context has no deadline.
 	defaultTimeout = 10 * time.Second
 
+	// closeWait is how long Close waits for QEMU's own close.
+	closeWait = 2 * time.Second
+
 	// maxSkipped is how many events and stale answers may precede an answer.
 	maxSkipped = 4096
 )
@@ -82,8 +85,21 @@ type Client struct {
 // Version is the version of the QEMU behind the socket.
 func (c *Client) Version() Version { return c.version }
 
-// Close ends the session.
-func (c *Client) Close() error { return c.conn.Close() }
+// Close ends the session. It waits a moment until QEMU has let go of it as well, so
+// that whoever dials next is not told that the socket is busy.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.broken == nil && c.conn.CloseWrite() == nil {
+		c.conn.SetDeadline(time.Now().Add(closeWait))
+		for range maxSkipped {
+			if _, err := readObject(c.r, MaxMessage); err != nil {
+				break
+			}
+		}
+	}
+	return c.conn.Close()
+}
 
 // Execute runs cmd with args (nil, or what marshals to a JSON object) and
 // unmarshals the answer into result unless that is nil. A refusal is an *Error.

@@ -113,20 +113,24 @@ func (s *Source) load(ctx context.Context) error {
 
 // detail tells people how memory, registers and pausing are reached.
 func (s *Source) detail() string {
+	switch {
+	case s.qmp != nil:
+		return s.ways() + ", QMP"
+	case s.cfg.gdb != "":
+		return s.ways() + ", GDB stub (no QMP: " + s.qmpErr.Error() + "; pausing stops the QEMU process)"
+	}
+	return s.ways() + ", no QMP (" + s.qmpErr.Error() + "): no registers, pausing stops the QEMU process"
+}
+
+// ways tells how the regions are read.
+func (s *Source) ways() string {
 	var ways []string
 	for _, r := range s.regions {
 		if w := way(r.ram); !slices.Contains(ways, w) {
 			ways = append(ways, w)
 		}
 	}
-	d := strings.Join(ways, " and ")
-	switch {
-	case s.qmp != nil:
-		return d + ", QMP"
-	case s.cfg.gdb != "":
-		return d + ", GDB stub (no QMP: " + s.qmpErr.Error() + "; pausing stops the QEMU process)"
-	}
-	return d + ", no QMP (" + s.qmpErr.Error() + "): no registers, pausing stops the QEMU process"
+	return strings.Join(ways, " and ")
 }
 
 func way(r ram) string {

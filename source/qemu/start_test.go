@@ -41,8 +41,13 @@ type vmOptions struct {
 // startVM starts QEMU and ends it with the test.
 func startVM(t testing.TB, o vmOptions) *vm {
 	t.Helper()
-	dir := t.TempDir()
-	v := &vm{name: fmt.Sprintf("test-%d-%s", os.Getpid(), filepath.Base(filepath.Dir(dir))), exited: make(chan struct{})}
+	// Not t.TempDir: a test's name can hold what QEMU's option syntax cannot.
+	dir, err := os.MkdirTemp("", "umbra-qemu-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	v := &vm{name: filepath.Base(dir), exited: make(chan struct{})}
 	args := []string{"-name", "guest=" + v.name + ",debug-threads=on", "-accel", "tcg", "-display", "none", "-nodefaults"}
 	if !o.noQMP {
 		v.socket = filepath.Join(dir, "qmp")
