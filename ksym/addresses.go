@@ -57,12 +57,21 @@ type addresses struct {
 	at       mem.Virt // where raw lies (PCRelative)
 	relative mem.Virt // kallsyms_relative_base (BaseRelative, PercpuAbsolute)
 	first    int      // the first symbol with an address in the image
+	slide    mem.Virt // added to addresses in the image
 }
 
 func (a *addresses) len() int { return len(a.raw) / int(a.encoding.width()) }
 
-// get decodes address i (kallsyms_sym_address).
+// get returns the address of symbol i.
 func (a *addresses) get(i int) mem.Virt {
+	if i < a.first {
+		return a.decode(i)
+	}
+	return a.decode(i) + a.slide
+}
+
+// decode returns address i as the kernel stores it (kallsyms_sym_address).
+func (a *addresses) decode(i int) mem.Virt {
 	if a.encoding == Plain {
 		return mem.Virt(binary.LittleEndian.Uint64(a.raw[8*i:]))
 	}
@@ -89,7 +98,7 @@ func (a *addresses) check(v view, lo, hi mem.Virt) error {
 	prev := mem.Virt(0)
 	a.first = n
 	for i := range n {
-		addr := a.get(i)
+		addr := a.decode(i)
 		if addr < prev {
 			return malformed("symbol %d at %v lies below symbol %d at %v", i, addr, i-1, prev)
 		}
@@ -101,7 +110,7 @@ func (a *addresses) check(v view, lo, hi mem.Virt) error {
 	if a.first == n {
 		return malformed("none of %d symbols lies in the kernel", n)
 	}
-	low := a.get(a.first)
+	low := a.decode(a.first)
 	switch {
 	case low < v.base:
 		return malformed("symbol %d at %v lies below the kernel image at %v", a.first, low, v.base)

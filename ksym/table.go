@@ -106,7 +106,7 @@ func (t *Table) Digest() [sha256.Size]byte {
 	switch a := &t.addresses; a.encoding {
 	case Plain:
 		for i := range a.len() {
-			addr := a.get(i)
+			addr := a.decode(i)
 			if i >= a.first {
 				addr -= t.loc.Names
 			}
