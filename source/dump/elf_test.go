@@ -149,7 +149,7 @@ func buildCore(wide bool, programs []program, body []byte) []byte {
 	le := binary.LittleEndian
 	var b []byte
 	if wide {
-		b = encodeELFHeader(elfHeaderSize+elfSectionSize, len(programs))
+		b = encodeELFHeader(elfHeaderSize, 0, len(programs))
 		return append(append(b, encodePrograms(programs)...), body...)
 	}
 	b = make([]byte, 52)

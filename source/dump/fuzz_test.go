@@ -101,10 +101,10 @@ func FuzzELF(f *testing.F) {
 }
 
 func FuzzKdump(f *testing.F) {
-	seed(f, "qemu.kdump")
+	seed(f, "qemu.kdump", "makedumpfile-lzo.kdump")
 	pages := map[uint64][]byte{1: testData()[:mem.PageSize], 5000: testData()[mem.PageSize:][:mem.PageSize]}
 	for name := range packers {
-		f.Add(buildKdump(pages, []uint64{7}, 31, name))
+		f.Add(buildKdump(pages, []uint64{7}, name))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var st storage = memory(b)

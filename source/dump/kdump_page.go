@@ -16,9 +16,6 @@ const (
 	pageZstd   = 1 << 5
 )
 
-// levelZero is the dump level that leaves out pages of zeros and nothing else.
-const levelZero = 1
-
 // descriptor says where a page's bytes are (struct page_desc: the offset, 64
 // bits; size and flags, 32 bits each; page flags, 64 bits, always 0).
 type descriptor struct {
@@ -57,31 +54,25 @@ func (k *kdump) load(pfn uint64) error {
 	if err != nil {
 		return err
 	}
-	if dumped {
-		err = k.unpack(rank)
-	} else {
-		err = k.leftOut(pfn)
+	if !dumped {
+		return k.leftOut(pfn)
 	}
-	if err != nil {
+	if err := k.unpack(rank); err != nil {
 		return err
 	}
 	k.pageI, k.cached = pfn, true
 	return nil
 }
 
-// leftOut makes k.page a page that is not in the file, if that can be told.
+// leftOut says why the page pfn is not in the file. makedumpfile leaves out free
+// pages, caches and the like; a page of zeros that it keeps has a descriptor.
 func (k *kdump) leftOut(pfn uint64) error {
-	if pfn >= k.h.pages {
-		return mem.ErrNotRAM
+	if pfn < k.h.pages {
+		if _, ok := k.ram.Find(mem.Phys(pfn * k.h.block)); ok {
+			return errLeftOut
+		}
 	}
-	if _, ok := k.ram.Find(mem.Phys(pfn * k.h.block)); !ok {
-		return mem.ErrNotRAM
-	}
-	if k.h.level != levelZero {
-		return errLeftOut
-	}
-	clear(k.page)
-	return nil
+	return mem.ErrNotRAM
 }
 
 // rank returns how many pages are in the file before pfn, and whether pfn is.

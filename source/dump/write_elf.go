@@ -26,7 +26,7 @@ const (
 type elfEncoder struct {
 	notes []byte
 	maps  []Mapping
-	room  uint64 // for the header, one section header and program headers, in bytes
+	room  uint64 // for the header and program headers, in bytes
 }
 
 func newELFEncoder(ctx context.Context, src source.Source, opts WriteOptions) (*elfEncoder, error) {
@@ -56,7 +56,7 @@ func newELFEncoder(ctx context.Context, src source.Source, opts WriteOptions) (*
 		return nil, fmt.Errorf("notes of %d bytes, more than %d", len(e.notes), maxNoteBytes)
 	}
 	n := 1 + len(src.Info().Layout) + 2*len(opts.KernelMap) + elfSpare
-	e.room = elfHeaderSize + elfSectionSize + uint64(n)*elfProgramSize
+	e.room = elfHeaderSize + uint64(n)*elfProgramSize
 	return e, nil
 }
 
@@ -89,11 +89,17 @@ func (e *elfEncoder) finish(w target, runs []segment, pos uint64) error {
 		}
 	}
 	table := encodePrograms(programs)
-	at := uint64(elfHeaderSize + elfSectionSize)
-	if at+uint64(len(table)) > e.room {
-		at = (pos + 7) &^ 7
+	// makedumpfile looks for them behind the header, whatever the header says.
+	phoff, shoff := uint64(elfHeaderSize), uint64(0)
+	if phoff+uint64(len(table)) > e.room {
+		phoff = (pos + 7) &^ 7
 	}
-	if _, err := w.WriteAt(table, int64(at)); err != nil {
+	if len(programs) >= phnumInSection {
+		shoff = phoff + uint64(len(table))
+		table = append(table, make([]byte, elfSectionSize)...)
+		binary.LittleEndian.PutUint32(table[len(table)-elfSectionSize+44:], uint32(len(programs)))
+	}
+	if _, err := w.WriteAt(table, int64(phoff)); err != nil {
 		return err
 	}
 	if len(e.notes) > 0 {
@@ -104,7 +110,7 @@ func (e *elfEncoder) finish(w target, runs []segment, pos uint64) error {
 	if err := w.Sync(); err != nil {
 		return err
 	}
-	_, err := w.WriteAt(encodeELFHeader(at, len(programs)), 0)
+	_, err := w.WriteAt(encodeELFHeader(phoff, shoff, len(programs)), 0)
 	return err
 }
 
@@ -140,25 +146,24 @@ func encodePrograms(programs []program) []byte {
 	return b
 }
 
-// encodeELFHeader returns the file header, and a section header behind it that
-// only counts when the number of program headers does not fit its field.
-func encodeELFHeader(phoff uint64, phnum int) []byte {
+// encodeELFHeader returns the file header. A section header is named only to
+// hold the number of program headers that does not fit its field here.
+func encodeELFHeader(phoff, shoff uint64, phnum int) []byte {
 	le := binary.LittleEndian
-	b := make([]byte, elfHeaderSize+elfSectionSize)
+	b := make([]byte, elfHeaderSize)
 	copy(b, elfMagic)
 	b[4], b[5], b[6] = elfClass64, elfLSB, 1
 	le.PutUint16(b[16:], elfCore)
 	le.PutUint16(b[18:], machineAMD64)
 	le.PutUint32(b[20:], 1)
 	le.PutUint64(b[32:], phoff)
+	le.PutUint64(b[40:], shoff)
 	le.PutUint16(b[52:], elfHeaderSize)
 	le.PutUint16(b[54:], elfProgramSize)
 	le.PutUint16(b[56:], uint16(min(phnum, phnumInSection)))
 	le.PutUint16(b[58:], elfSectionSize)
-	if phnum >= phnumInSection {
-		le.PutUint64(b[40:], elfHeaderSize)
+	if shoff != 0 {
 		le.PutUint16(b[60:], 1)
-		le.PutUint32(b[elfHeaderSize+44:], uint32(phnum))
 	}
 	return b
 }
