@@ -30,6 +30,8 @@ type Options struct {
 type Machine struct {
 	Source source.Source
 	Kernel *kernel.Kernel
+
+	opts Options
 }
 
 // Attach opens the machine that target names (see source/all.Open) and finds the
@@ -57,11 +59,28 @@ func AttachSource(ctx context.Context, src source.Source, opts Options) (*Machin
 	if err != nil {
 		return nil, fmt.Errorf("attach to %s: %w", src.Info().Name, err)
 	}
-	return &Machine{Source: src, Kernel: k}, nil
+	return &Machine{Source: src, Kernel: k, opts: opts}, nil
 }
 
 // View returns a fresh view of the machine: what one answer is computed from.
 func (m *Machine) View(ctx context.Context) *kernel.View { return m.Kernel.View(ctx, mem.Options{}) }
+
+// Refresh makes sure that Kernel is the kernel that runs now. When the machine was
+// rebooted since it was attached to, the new kernel is found and rebooted is true;
+// views taken before show the old one. A machine that ended gives mem.ErrGone, one
+// that is still booting kernel.ErrNoKernel.
+func (m *Machine) Refresh(ctx context.Context) (rebooted bool, err error) {
+	err = m.Kernel.Check(ctx)
+	if !errors.Is(err, kernel.ErrRebooted) {
+		return false, err
+	}
+	k, err := kernel.Attach(ctx, m.Source, m.opts.Kernel)
+	if err != nil {
+		return true, fmt.Errorf("%s was rebooted: %w", m.Source.Info().Name, err)
+	}
+	m.Kernel = k
+	return true, nil
+}
 
 // Close keeps what was learned of the kernel's types for the next attach and lets
 // go of the machine.

@@ -21,15 +21,17 @@ import (
 // Kernel is one attached guest kernel: memory, symbols and types. Its methods may
 // be used by several goroutines; a View belongs to one.
 type Kernel struct {
-	src    source.Source
-	image  *image
-	root   mem.Phys   // the kernel's own page tables, init_top_pgt
-	levels int        // of page tables
-	tables []mem.Phys // walked while attaching, and other pages every view needs first
-	syms   *ksym.Table
-	types  *lazyTypes
-	banner string
-	attach AttachInfo
+	src     source.Source
+	image   *image
+	root    mem.Phys   // the kernel's own page tables, init_top_pgt
+	levels  int        // of page tables
+	tables  []mem.Phys // walked while attaching, and other pages every view needs first
+	syms    *ksym.Table
+	ownSyms bool // read from the kernel's memory, not supplied
+	types   *lazyTypes
+	banner  string
+	boot    bootIdentity
+	attach  AttachInfo
 
 	mu      sync.Mutex
 	layouts map[reflect.Type]any

@@ -24,6 +24,7 @@ func (f *finder) prove(c candidate, opts Options) (*Kernel, error) {
 	k := &Kernel{src: f.src, image: c.image, levels: c.levels, layouts: make(map[reflect.Type]any)}
 	k.attach.Method = c.method
 	var err error
+	k.ownSyms = opts.Symbols == nil
 	if k.syms, err = symbols(c.image, opts); err != nil {
 		return nil, err
 	}
@@ -42,6 +43,9 @@ func (f *finder) prove(c candidate, opts Options) (*Kernel, error) {
 	if err := k.proveTask(f.ctx); err != nil {
 		return nil, err
 	}
+	if k.boot, err = k.identity(f.ctx); err != nil {
+		return nil, err
+	}
 	k.ahead(f.ctx)
 	k.attach.Read = c.image.read + uint64(f.snap.Stats().Pages)*mem.PageSize
 	return k, nil
@@ -49,13 +53,22 @@ func (f *finder) prove(c candidate, opts Options) (*Kernel, error) {
 
 func symbols(im *image, opts Options) (*ksym.Table, error) {
 	if opts.Symbols != nil {
-		return opts.Symbols, nil
+		return slide(opts.Symbols, im)
 	}
 	t, err := ksym.Find(im)
 	if err != nil {
 		return nil, &MissingError{What: "kallsyms", Flag: "--system-map FILE", Err: err}
 	}
 	return t, nil
+}
+
+// slide moves symbols at link-time addresses to where the image lies.
+func slide(t *ksym.Table, im *image) (*ksym.Table, error) {
+	text, ok := t.Lookup("_text")
+	if !ok {
+		return nil, fmt.Errorf("the symbols supplied: symbol %q: %w", "_text", ErrNoSymbol)
+	}
+	return t.Slide(uint64(im.base - text))
 }
 
 // MissingError is something a kernel does not carry in its memory, and the flag

@@ -15,8 +15,10 @@ type lazyTypes struct {
 	load   func() ([]byte, error) // nil once parsed
 	types  *btf.Types
 	err    error
-	digest [sha256.Size]byte
-	memo   *memo // nil keeps nothing
+	start  mem.Virt          // where it lies in the image, 0 when it was supplied
+	size   uint64            // bytes
+	digest [sha256.Size]byte // of those bytes
+	memo   *memo             // nil keeps nothing
 }
 
 func (l *lazyTypes) get() (*btf.Types, error) {
@@ -86,7 +88,7 @@ func (k *Kernel) loadTypes(opts Options) (*lazyTypes, error) {
 	if err != nil {
 		return nil, missing(err)
 	}
-	return &lazyTypes{load: read, digest: digest, memo: opts.Cache.open(digest)}, nil
+	return &lazyTypes{load: read, start: start, size: uint64(stop - start), digest: digest, memo: opts.Cache.open(digest)}, nil
 }
 
 // digest hashes a part of the image without holding it.
