@@ -89,6 +89,28 @@ func (a *addresses) decode(i int) mem.Virt {
 	}
 }
 
+// readTail reads the last of n addresses that begin at a.at. They tell what is no
+// table of addresses at little cost, and one encoding from another: the last
+// symbol is in the image, which is a negative offset only where per-CPU ones are
+// absolute.
+func (a *addresses) readTail(v view, n uint32) error {
+	k, w := min(n, 512), a.encoding.width()
+	a.at += mem.Virt(uint64(n-k) * w)
+	a.raw = make([]byte, uint64(k)*w)
+	if err := v.read(a.raw, a.at); err != nil {
+		return malformed("addresses: %w", err)
+	}
+	if a.encoding == BaseRelative && a.raw[len(a.raw)-1]&0x80 != 0 {
+		a.encoding = PercpuAbsolute
+	}
+	for i := 1; i < int(k); i++ {
+		if prev, addr := a.decode(i-1), a.decode(i); addr < prev {
+			return malformed("of the last symbols one at %v comes after one at %v", addr, prev)
+		}
+	}
+	return nil
+}
+
 // check proves the table: absolute symbols first, then addresses in the image,
 // both ascending, and the tables themselves, from lo to hi, among the latter.
 // That tells the encodings apart, too: read as another, a table does not ascend

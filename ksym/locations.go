@@ -150,14 +150,14 @@ func (t *parts) loadAddresses(v view, n uint32) error {
 			return malformed("relative base %v lies outside the kernel image at %v", a.relative, v.base)
 		}
 	}
-	a.raw = make([]byte, uint64(n)*a.encoding.width())
+	if err := a.readTail(v, n); err != nil {
+		return err
+	}
+	all := make([]byte, uint64(n)*a.encoding.width())
+	a.at -= mem.Virt(len(all) - len(a.raw))
+	a.raw = all
 	if err := v.read(a.raw, a.at); err != nil {
 		return malformed("addresses: %w", err)
-	}
-	// Which of the two it is does not show but in the values: the last symbol is
-	// in the image, which is a negative offset only where per-CPU ones are absolute.
-	if a.encoding == BaseRelative && a.raw[len(a.raw)-1]&0x80 != 0 {
-		a.encoding = PercpuAbsolute
 	}
 	t.addresses = a
 	lo, hi := t.extent()
