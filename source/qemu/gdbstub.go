@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -35,7 +36,7 @@ func (s *Source) stubRegisters(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("%w: %w", ErrNoRegisters, err)
 	}
 	if stopped, err := s.p.stopped(); err != nil || stopped {
-		return "", errors.Join(ErrNoRegisters, err, errors.New("the QEMU process is stopped"))
+		return "", fmt.Errorf("%w: %w", ErrNoRegisters, cmp.Or(err, errStopped))
 	}
 	if err := s.p.mustRun(ctx); err != nil {
 		return "", fmt.Errorf("%w: GDB stub: %w", ErrNoRegisters, err)

@@ -8,12 +8,19 @@ import (
 	"github.com/umbravm/umbra/internal/qmp"
 )
 
-// errNoQMP: the machine was started without a QMP socket this package can use.
-var errNoQMP = errors.New("the machine has no QMP socket")
+var (
+	// errNoQMP: the machine was started without a QMP socket this package can use.
+	errNoQMP = errors.New("the machine has no QMP socket")
+
+	errStopped = errors.New("the QEMU process is stopped by a signal")
+)
 
 // dialMachine opens the first of the machine's QMP sockets that answers.
 func dialMachine(ctx context.Context, p *process, cfg *config) (*qmp.Client, error) {
 	err := errNoQMP
+	if stopped, serr := p.stopped(); serr == nil && stopped {
+		return nil, errStopped
+	}
 	for _, path := range p.qmpPaths(cfg) {
 		var c *qmp.Client
 		if c, err = qmp.Dial(ctx, path); err != nil {

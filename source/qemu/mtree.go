@@ -42,7 +42,7 @@ func parseFlatView(text string) ([]flatRange, error) {
 			if err != nil {
 				return nil, err
 			}
-			if n := len(ranges); n > 0 && r.Start < ranges[n-1].End() {
+			if n := len(ranges); n > 0 && r.Start <= ranges[n-1].End()-1 {
 				return nil, fmt.Errorf("flat view: %v is out of order", r.Start)
 			}
 			if len(ranges) == maxFlatRanges {
