@@ -72,6 +72,9 @@ func openELF(st storage) (*segments, notes, error) {
 			return nil, notes{}, err
 		}
 	}
+	if ofProcess(programs) {
+		return nil, notes{}, fmt.Errorf("%w: this is the core of a process, it has no physical addresses", ErrFormat)
+	}
 	runs, left := loads(programs, len(n.regs) > 0)
 	s, err := newSegments(st, "ELF core", runs, left)
 	return s, n, err
@@ -93,6 +96,24 @@ func loads(programs []program, qemu bool) (runs []segment, left []mem.Extent) {
 		}
 	}
 	return runs, left
+}
+
+// ofProcess tells the core of a process, whose segments all have the physical
+// address 0, from that of a machine, which has different bytes at 0 only once.
+func ofProcess(programs []program) bool {
+	first, differ := program{}, false
+	for _, p := range programs {
+		switch {
+		case p.typ != ptLoad || p.filesz == 0:
+		case p.paddr != 0:
+			return false
+		case first.typ != ptLoad:
+			first = p
+		case p.offset != first.offset:
+			differ = true
+		}
+	}
+	return differ
 }
 
 func readELFHeader(st storage) (elfHeader, error) {

@@ -214,9 +214,13 @@ func TestCoreErrors(t *testing.T) {
 		file []byte
 		want string
 	}{
-		"no memory":       {buildCore(true, []program{{typ: ptNote}}, nil), "without any memory"},
-		"wrap":            {buildCore(true, []program{{typ: ptLoad, paddr: ^uint64(0) - 10, filesz: 100}}, nil), "cannot have 0x64 bytes"},
-		"offset":          {buildCore(true, []program{{typ: ptLoad, offset: 1 << 63, filesz: 100}}, nil), "lies at offset"},
+		"no memory": {buildCore(true, []program{{typ: ptNote}}, nil), "without any memory"},
+		"wrap":      {buildCore(true, []program{{typ: ptLoad, paddr: ^uint64(0) - 10, filesz: 100}}, nil), "cannot have 0x64 bytes"},
+		"offset":    {buildCore(true, []program{{typ: ptLoad, offset: 1 << 63, filesz: 100}}, nil), "lies at offset"},
+		"process": {buildCore(true, []program{
+			{typ: ptLoad, offset: 0, vaddr: 0x400000, filesz: 10},
+			{typ: ptLoad, offset: 10, vaddr: 0x600000, filesz: 10},
+		}, nil), "core of a process"},
 		"big endian":      {append([]byte("\x7fELF\x02\x02\x01"), make([]byte, 60)...), "byte order 2"},
 		"note too long":   {note(appendNote(nil, "QEMU", 0, make([]byte, 64))[:40]), "does not fit"},
 		"note too short":  {note(appendNote(nil, "QEMU", 0, make([]byte, 64))), "has 64 bytes"},

@@ -51,6 +51,10 @@ type Report struct {
 	Unreadable uint64
 	Fault      error
 
+	// NoRegisters is why an ELF file has no notes of CPUs, nil when it has them or
+	// src is of a kind that never knows registers.
+	NoRegisters error
+
 	// Stored is how many bytes were written; zeros are left as holes.
 	Stored uint64
 }
@@ -96,10 +100,10 @@ type encoder interface {
 	finish(w target, runs []segment, pos uint64) error
 }
 
-func newEncoder(ctx context.Context, src source.Source, format Format, opts WriteOptions) (encoder, error) {
+func newEncoder(ctx context.Context, src source.Source, format Format, opts WriteOptions, report *Report) (encoder, error) {
 	switch format {
 	case ELF:
-		return newELFEncoder(ctx, src, opts)
+		return newELFEncoder(ctx, src, opts, report)
 	case LiME:
 		return &limeEncoder{}, nil
 	case Raw:
@@ -117,22 +121,22 @@ func write(ctx context.Context, disk files, path string, src source.Source, form
 	if _, err := os.Lstat(path); err == nil && !opts.Replace {
 		return Report{}, fs.ErrExist
 	}
-	enc, err := newEncoder(ctx, src, format, opts)
+	c := &copier{src: src, progress: opts.Progress}
+	c.enc, err = newEncoder(ctx, src, format, opts, &c.report)
 	if err != nil {
 		return Report{}, err
 	}
-	w, err := disk.create(filepath.Dir(path), "."+filepath.Base(path)+".*.partial")
+	c.w, err = disk.create(filepath.Dir(path), "."+filepath.Base(path)+".*.partial")
 	if err != nil {
 		return Report{}, err
 	}
-	c := &copier{src: src, w: w, enc: enc, progress: opts.Progress}
 	err = c.fill(ctx)
-	err = errors.Join(err, w.Close())
+	err = errors.Join(err, c.w.Close())
 	if err == nil {
-		err = disk.publish(w.Name(), path, opts.Replace)
+		err = disk.publish(c.w.Name(), path, opts.Replace)
 	}
 	if err != nil {
-		if rm := disk.remove(w.Name()); rm != nil && !errors.Is(rm, fs.ErrNotExist) {
+		if rm := disk.remove(c.w.Name()); rm != nil && !errors.Is(rm, fs.ErrNotExist) {
 			err = errors.Join(err, fmt.Errorf("the unfinished file stays: %w", rm))
 		}
 		return Report{}, err

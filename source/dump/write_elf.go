@@ -3,7 +3,6 @@ package dump
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"github.com/umbravm/umbra/mem"
@@ -29,7 +28,7 @@ type elfEncoder struct {
 	room  uint64 // for the header and program headers, in bytes
 }
 
-func newELFEncoder(ctx context.Context, src source.Source, opts WriteOptions) (*elfEncoder, error) {
+func newELFEncoder(ctx context.Context, src source.Source, opts WriteOptions, report *Report) (*elfEncoder, error) {
 	e := &elfEncoder{maps: opts.KernelMap}
 	for _, m := range opts.KernelMap {
 		if err := checkExtent(mem.Extent{Start: m.Phys, Size: m.Size}); err != nil {
@@ -41,9 +40,8 @@ func newELFEncoder(ctx context.Context, src source.Source, opts WriteOptions) (*
 	}
 	if r, ok := src.(source.RegisterReader); ok {
 		regs, err := r.Registers(ctx)
-		if err != nil && !errors.Is(err, ErrNoRegisters) {
-			return nil, fmt.Errorf("the CPUs' registers: %w", err)
-		}
+		// Memory without registers is still worth having.
+		report.NoRegisters = err
 		for _, r := range regs {
 			e.notes = appendNote(e.notes, "QEMU", 0, qemuNote(r))
 			e.notes = appendNote(e.notes, ownNoteName, ownNoteRegisters, encodeOwnRegisters(r))

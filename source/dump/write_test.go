@@ -24,12 +24,15 @@ type ramSource struct {
 	bad    map[mem.Phys]bool   // pages that fault
 	regs   []source.Registers
 	before func(reads []mem.Read) error
+	regErr error
 }
 
 func (r *ramSource) Info() source.Info { return source.Info{Layout: r.layout} }
 func (r *ramSource) Close() error      { return nil }
 
-func (r *ramSource) Registers(context.Context) ([]source.Registers, error) { return r.regs, nil }
+func (r *ramSource) Registers(context.Context) ([]source.Registers, error) {
+	return r.regs, r.regErr
+}
 
 func (r *ramSource) ReadPhys(_ context.Context, reads []mem.Read) error {
 	if r.before != nil {
@@ -236,6 +239,20 @@ func TestWriteManyPieces(t *testing.T) {
 		if out := readelf(t, path); strings.Count(out, "LOAD ") != n {
 			t.Errorf("readelf counts %d segments, want %d", strings.Count(out, "LOAD "), n)
 		}
+	}
+}
+
+func TestWriteWithoutRegisters(t *testing.T) {
+	src := newRAM(mem.Extent{Size: 0x2000})
+	src.regErr = errors.New("the monitor is taken")
+	path := filepath.Join(t.TempDir(), "out")
+	report, err := Write(context.Background(), path, src, ELF, WriteOptions{VMCoreInfo: []byte("PAGESIZE=4096\n")})
+	if err != nil || !errors.Is(report.NoRegisters, src.regErr) {
+		t.Fatalf("report = %+v, %v", report, err)
+	}
+	s := open(t, path, Options{})
+	if _, err := s.Registers(context.Background()); !errors.Is(err, ErrNoRegisters) || len(s.VMCoreInfo()) == 0 {
+		t.Errorf("registers: %v, VMCOREINFO %q", err, s.VMCoreInfo())
 	}
 }
 
