@@ -30,8 +30,7 @@ type row struct {
 	Note    string     `json:"note,omitempty"`
 	Moved   bool       `json:"moved"`
 	Errors  []string   `json:"errors"`
-	hidden  int
-	Inner   int `json:"-"`
+	Inner   int        `json:"-"`
 }
 
 func sample() []row {

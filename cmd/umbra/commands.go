@@ -1,16 +1,15 @@
 package main
 
-import (
-	"context"
-
-	"github.com/spf13/cobra"
-)
+import "github.com/spf13/cobra"
 
 // commands lists the commands in the order help has them.
 func (a *app) commands() []*cobra.Command {
 	return []*cobra.Command{
+		vmsCommand(a),
 		psCommand(a),
+		filesCommand(a),
+		modulesCommand(a),
+		dmesgCommand(a),
+		symbolsCommand(a),
 	}
 }
-
-func machineNames(context.Context) []string { return nil }
