@@ -1,0 +1,87 @@
+package linux
+
+import (
+	"fmt"
+
+	"github.com/umbravm/umbra/kernel"
+	"github.com/umbravm/umbra/mem"
+)
+
+// maxWork bounds the objects one answer about the network is made of. A server
+// with a million connections stays below it.
+const maxWork = 1 << 22
+
+// work is one object, or a chain of them, to be read. It may be run several times,
+// each time from its start: what it found is that of the last run.
+type work interface {
+	run(w *kernel.Walk)
+}
+
+// workKey names what a work reads, so that nothing is read twice.
+type workKey struct {
+	kind workKind
+	addr mem.Virt
+}
+
+type workKind uint8
+
+const (
+	workPIDs workKind = iota
+	workPID
+	workFiles
+	workFile
+	workNet
+	workNetList
+	workNetlink
+	workTable
+	workChain
+	workSock // and above: workSock + sockKind
+)
+
+// workQueue runs works that lead to others, all in the rounds of the longest way
+// from one to the next.
+type workQueue struct {
+	v     *kernel.View
+	all   []work
+	index map[workKey]int
+	moved map[int]bool
+	full  bool
+}
+
+func newWorkQueue(v *kernel.View) *workQueue {
+	return &workQueue{v: v, index: make(map[workKey]int), moved: make(map[int]bool)}
+}
+
+// enqueue returns the work of type T that reads what kind and addr name, and
+// makes it when there is none yet. The zero T is returned when the queue is full.
+func enqueue[T work](q *workQueue, kind workKind, addr mem.Virt, make func() T) (t T) {
+	key := workKey{kind, addr}
+	if i, ok := q.index[key]; ok {
+		return q.all[i].(T)
+	}
+	if len(q.all) == maxWork {
+		q.full = true
+		return t
+	}
+	t = make()
+	q.index[key] = len(q.all)
+	q.all = append(q.all, t)
+	return t
+}
+
+// run runs all works and those they lead to.
+func (q *workQueue) run() error {
+	err := q.v.Grow(func() int { return len(q.all) },
+		func(i int, w *kernel.Walk) { q.all[i].run(w) },
+		func(i int) { q.moved[i] = true })
+	if err == nil && q.full {
+		err = fmt.Errorf("more than %d objects: %w", maxWork, kernel.ErrTooLong)
+	}
+	return err
+}
+
+// hasMoved tells whether memory kept changing under a work.
+func (q *workQueue) hasMoved(kind workKind, addr mem.Virt) bool {
+	i, ok := q.index[workKey{kind, addr}]
+	return ok && q.moved[i]
+}
