@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -50,7 +51,17 @@ func FetchKernel(ctx context.Context, version, flavour string) (*Kernel, error) 
 	}
 	name := fmt.Sprintf("kernel-%s-%s-v%d", version, flavour, kernelLayout)
 	dir, err := cached(ctx, name, func(dir string) error {
-		return fetchInto(ctx, dir, flavour, from)
+		// An archive's newest package can be missing from its pool: leave out the
+		// later suites then, one after the other.
+		var errs []error
+		for n := len(from); n > 0; n-- {
+			err := fetchInto(ctx, dir, flavour, from[:n])
+			if err == nil {
+				return nil
+			}
+			errs = append(errs, err)
+		}
+		return errors.Join(errs...)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("fetch kernel %s %s: %w", version, flavour, err)

@@ -58,6 +58,9 @@ func parseProc(b []byte) (*ProcTree, error) {
 		case tar.TypeSymlink:
 			t.Links[h.Name] = h.Linkname
 		case tar.TypeReg:
+			if h.Size > int64(len(b)) { // a sparse member, which the guest never makes
+				return nil, fmt.Errorf("%s: %d bytes in an archive of %d", h.Name, h.Size, len(b))
+			}
 			content, err := io.ReadAll(r)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", h.Name, err)
