@@ -27,10 +27,10 @@ func (s *Snapshot) Guard(addr Phys, n int) {
 	if !s.guarded || n > 8 {
 		return
 	}
-	pg := s.pages[addr.Page()]
+	pg, err := s.page(addr.Page())
 	off := int(addr - addr.Page())
-	if pg == nil || pg.state != here || off+n > pg.n {
-		return
+	if err != nil || off+n > pg.n {
+		return // reading it says why
 	}
 	g := guard{addr: addr, n: uint8(n)}
 	copy(g.was[:], pg.data[off:off+n])
