@@ -88,6 +88,8 @@ func unknown(magic []byte) error {
 		what = "this is a Windows crash dump"
 	case len(magic) >= 4 && string(magic[:4]) == "QEVM":
 		what = "this is a QEMU migration stream"
+	case len(magic) >= 4 && string(magic[:4]) == "AVML":
+		what = "this is AVML's compressed format, of which avml-convert makes LiME"
 	case len(magic) >= 8 && string(magic[:8]) == diskMagic:
 		what = "this is a diskdump of the time before kdump"
 	}

@@ -64,8 +64,9 @@ type kdump struct {
 
 	block  [rankStride / 8]byte // of the second bitmap
 	blockI uint64               // which; the last one read
-	packed []byte               // one page as it is in the file
-	page   []byte               // the last page read
+	desc   [kdumpDescSize]byte
+	packed []byte // one page as it is in the file
+	page   []byte // the last page read
 	pageI  uint64
 	cached bool
 }

@@ -101,11 +101,10 @@ func (k *kdump) rank(pfn uint64) (rank uint64, dumped bool, err error) {
 
 // unpack makes k.page the page with the given descriptor.
 func (k *kdump) unpack(rank uint64) error {
-	var b [kdumpDescSize]byte
-	if _, err := readFull(k.st, b[:], int64(k.h.descriptors()+rank*kdumpDescSize)); err != nil {
+	if _, err := readFull(k.st, k.desc[:], int64(k.h.descriptors()+rank*kdumpDescSize)); err != nil {
 		return fmt.Errorf("its descriptor: %w", err)
 	}
-	d := decodeDescriptor(b[:])
+	d := decodeDescriptor(k.desc[:])
 	if d.off == 0 {
 		// makedumpfile leaves descriptors empty when the disk is full.
 		return fmt.Errorf("%w: its descriptor is empty", mem.ErrNotRecorded)

@@ -167,6 +167,7 @@ func TestWrongFiles(t *testing.T) {
 		writeFile(t, []byte("#!/bin/sh\necho this is no dump\n")):         "looked for an ELF core",
 		writeFile(t, []byte("QFI\xfb\x00\x00\x00\x03aaaaaaaaaaaaaaaaaa")): "qcow2",
 		writeFile(t, []byte("PAGEDU64aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa")):   "Windows",
+		writeFile(t, []byte("AVML\x02\x00\x00\x00aaaaaaaaaaaaaaaaaaa")):   "avml-convert",
 		writeFile(t, []byte(flatMagic)):                                   "ends before",
 	} {
 		_, err := Open(context.Background(), path, Options{})
