@@ -38,7 +38,7 @@ func Dial(ctx context.Context, path string) (*Client, error) {
 
 func dial(ctx context.Context, path string) (*Client, error) {
 	wait, silent := greetWait, ErrNoAnswer
-	if held(path) {
+	if Held(path) {
 		wait, silent = busyWait, ErrBusy
 	}
 	conn, err := connect(ctx, path)
@@ -102,24 +102,42 @@ func connect(ctx context.Context, path string) (*net.UnixConn, error) {
 	return conn.(*net.UnixConn), nil
 }
 
-// held tells whether somebody is connected to a socket with path's file name.
-// QEMU accepts the next client only when that one is gone. A connection still
-// waiting to be accepted has inode 0 in the kernel's table, which shows paths as
-// they were bound, relative ones too (net/unix/af_unix.c, unix_seq_show).
-func held(path string) bool {
+// Held tells whether somebody is connected to the socket at path. QEMU accepts the
+// next client only when that one is gone. A connection still waiting to be accepted
+// has inode 0 in the kernel's table (net/unix/af_unix.c, unix_seq_show).
+func Held(path string) bool {
 	table, err := os.ReadFile("/proc/net/unix")
 	if err != nil {
 		return false
 	}
-	base := filepath.Base(path)
 	for line := range strings.Lines(string(table)) {
 		// Num RefCount Protocol Flags Type St Inode Path
 		f := strings.Fields(line)
-		if len(f) >= 8 && f[5] == "03" && f[6] != "0" && filepath.Base(strings.TrimSpace(line)) == base {
+		if len(f) < 8 || f[5] != "03" || f[6] == "0" {
+			continue
+		}
+		if _, bound, ok := strings.Cut(strings.TrimSpace(line), " "+f[6]+" "); ok && samePath(bound, path) {
 			return true
 		}
 	}
 	return false
+}
+
+// samePath tells whether a socket bound as bound can be the one at path. A relative
+// one was bound in a directory that is not known here.
+func samePath(bound, path string) bool {
+	if bound == path {
+		return true
+	}
+	if filepath.Base(bound) != filepath.Base(path) {
+		return false
+	}
+	if !filepath.IsAbs(bound) {
+		return true
+	}
+	a, aerr := os.Stat(bound)
+	b, berr := os.Stat(path)
+	return aerr == nil && berr == nil && os.SameFile(a, b)
 }
 
 // Peer returns the process that listens on the socket, as the kernel recorded it

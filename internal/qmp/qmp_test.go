@@ -116,6 +116,9 @@ func TestDialBusy(t *testing.T) {
 	if _, err := Dial(t.Context(), path); !errors.Is(err, ErrBusy) {
 		t.Errorf("second client: %v, want ErrBusy", err)
 	}
+	if other := serve(t, greeting, nil); Held(other) || !Held(path) {
+		t.Errorf("a socket of the same name elsewhere is held: %v; this one: %v", Held(other), Held(path))
+	}
 	first.Close()
 	// The server may still be letting go of the first client.
 	for range 20 {

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/umbravm/umbra/internal/qmp"
 )
 
@@ -47,28 +49,84 @@ func List(ctx context.Context) ([]Machine, error) {
 	return ms, nil
 }
 
+// describe looks at a machine without disturbing it: QMP serves one client at a
+// time, so a session is opened only where nothing else tells how RAM is reached.
 func (c *candidate) describe(ctx context.Context) Machine {
 	m := Machine{
 		Name: c.cfg.name, PID: c.p.pid, UUID: c.cfg.uuid, MemoryBytes: c.cfg.memory,
 		CPUs: c.cfg.cpus, Type: c.cfg.machine, Accel: c.p.accel(c.cfg),
 	}
-	client, qerr := dialMachine(ctx, c.p, c.cfg)
+	qerr := c.p.qmpStatus(c.cfg)
 	m.QMP = qmpState(qerr)
-	s := &Source{p: c.p, cfg: c.cfg, qmp: client, qmpErr: qerr}
-	if err := s.load(ctx); err != nil {
+	s := &Source{p: c.p, cfg: c.cfg, qmpErr: qerr}
+	err := s.locate()
+	if err != nil && qerr == nil && !errors.Is(err, ErrPermission) {
+		if s.qmp, s.qmpErr = dialMachine(ctx, c.p, c.cfg); s.qmp != nil {
+			defer s.qmp.Close()
+		}
+		err = s.load(ctx)
+	}
+	if err != nil {
 		m.Problem = err.Error()
 		var te *TargetError
 		if errors.As(err, &te) && te.Hint != "" {
 			m.Problem += "; " + te.Hint
 		}
-	} else {
-		m.Memory = s.ways()
-		s.open.close()
+		return m
 	}
-	if client != nil {
-		client.Close()
-	}
+	m.Memory = s.ways()
+	s.open.close()
 	return m
+}
+
+// locate opens the machine's RAM for looking at how it is reached. With QMP at hand
+// the layout need not be proved here; without, it must be, as Open will.
+func (s *Source) locate() error {
+	o, err := newOpener(s.p)
+	if err != nil {
+		return err
+	}
+	s.open = o
+	var blocks []block
+	if s.qmpErr != nil {
+		blocks, err = s.deriveLayout(o)
+	} else {
+		var runs []hostRun
+		runs, err = s.cfg.hostRAM(o)
+		blocks = place(runs, s.cfg.memory)
+	}
+	for _, b := range blocks {
+		if err != nil {
+			break
+		}
+		var rs []region
+		rs, err = o.regions(b)
+		s.regions = append(s.regions, rs...)
+	}
+	if err != nil {
+		o.close()
+		s.open, s.regions = nil, nil
+	}
+	return err
+}
+
+// qmpStatus tells, without connecting, whether dialMachine could succeed.
+func (p *process) qmpStatus(cfg *config) error {
+	err := errNoQMP
+	if stopped, serr := p.stopped(); serr == nil && stopped {
+		return errStopped
+	}
+	for _, path := range p.qmpPaths(cfg) {
+		switch aerr := unix.Access(path, unix.R_OK|unix.W_OK); {
+		case aerr != nil:
+			err = aerr
+		case qmp.Held(path):
+			err = qmp.ErrBusy
+		default:
+			return nil
+		}
+	}
+	return err
 }
 
 func qmpState(err error) string {

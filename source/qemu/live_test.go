@@ -3,6 +3,7 @@ package qemu
 import (
 	"bytes"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -132,8 +133,26 @@ func TestRegisters(t *testing.T) {
 // TestStubRegisters reads through the GDB stub while another client holds QMP; the
 // machine runs before and after.
 func TestStubRegisters(t *testing.T) {
-	socket := filepath.Join(t.TempDir(), "gdb")
-	v := startVM(t, vmOptions{running: true, args: []string{"-smp", "2", "-gdb", "unix:" + socket + ",server=on,wait=off"}})
+	for _, dev := range []string{"unix:" + filepath.Join(t.TempDir(), "gdb") + ",server=on,wait=off", "tcp::" + freePort(t)} {
+		network, _, _ := strings.Cut(dev, ":")
+		t.Run(network, func(t *testing.T) { testStub(t, dev) })
+	}
+}
+
+// freePort returns a TCP port nobody listens on at the moment.
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	return port
+}
+
+func testStub(t *testing.T, dev string) {
+	v := startVM(t, vmOptions{running: true, args: []string{"-smp", "2", "-gdb", dev}})
 	c, err := qmp.Dial(t.Context(), v.socket)
 	if err != nil {
 		t.Fatal(err)

@@ -48,3 +48,10 @@ func (s *Source) status(ctx context.Context) (status, error) {
 	err := s.qmp.Execute(ctx, "query-status", nil, &st)
 	return st, err
 }
+
+// askCPUs asks how many virtual CPUs the machine has now.
+func askCPUs(ctx context.Context, c *qmp.Client) (int, error) {
+	var cpus []struct{}
+	err := c.Execute(ctx, "query-cpus-fast", nil, &cpus)
+	return len(cpus), err
+}

@@ -75,8 +75,12 @@ func (s *Source) load(ctx context.Context) error {
 		return err
 	}
 	var blocks []block
+	cpus := s.cfg.cpus
 	if s.qmp != nil {
 		blocks, err = askLayout(ctx, s.qmp)
+		if err == nil {
+			cpus, err = askCPUs(ctx, s.qmp)
+		}
 	} else {
 		blocks, err = s.deriveLayout(o)
 	}
@@ -106,7 +110,7 @@ func (s *Source) load(ctx context.Context) error {
 	s.open, s.regions = o, regions
 	s.info = source.Info{
 		Kind: "qemu", Name: s.name, Detail: s.detail(), Layout: layout,
-		Live: true, Local: true, CPUs: s.cfg.cpus,
+		Live: true, Local: true, CPUs: cpus,
 	}
 	return nil
 }

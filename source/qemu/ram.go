@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -192,26 +193,33 @@ type cowRAM struct {
 func (r cowRAM) close() { r.file.Close() }
 
 func (r cowRAM) readAt(buf []byte, off uint64) (int, error) {
+	var entries [256 * 8]byte
 	for n := 0; n < len(buf); {
 		at := off + uint64(n)
-		var entry [8]byte
-		if c, err := r.entries(entry[:], at>>hostPageShift); err != nil || c == 0 {
-			return n, fmt.Errorf("memory of process %d: cannot tell the guest's pages from the file's: pagemap: %w", r.pid, err)
+		first, last := at>>hostPageShift, (off+uint64(len(buf))-1)>>hostPageShift
+		count, err := r.entries(entries[:min(uint64(len(entries)), (last-first+1)*8)], first)
+		if err != nil || count == 0 {
+			return n, fmt.Errorf("memory of process %d: cannot tell the guest's pages from the file's: pagemap: %w",
+				r.pid, cmp.Or(err, io.ErrUnexpectedEOF))
 		}
-		part := buf[n:]
-		if left := hostPage - at%hostPage; uint64(len(part)) > left {
-			part = part[:left]
-		}
-		m, err := r.readPage(part, at, binary.LittleEndian.Uint64(entry[:]))
-		if n += m; err != nil {
-			return n, err
+		for i := 0; i < count; {
+			own := ownPage(binary.LittleEndian.Uint64(entries[i*8:]))
+			for i++; i < count && ownPage(binary.LittleEndian.Uint64(entries[i*8:])) == own; i++ {
+			}
+			at := off + uint64(n)
+			end := min((first+uint64(i))<<hostPageShift, off+uint64(len(buf)))
+			m, err := r.readRun(buf[n:n+int(end-at)], at, own)
+			if n += m; err != nil {
+				return n, err
+			}
 		}
 	}
 	return len(buf), nil
 }
 
-func (r cowRAM) readPage(buf []byte, at, entry uint64) (int, error) {
-	if ownPage(entry) {
+// readRun reads pages that are all the process's own, or all the file's.
+func (r cowRAM) readRun(buf []byte, at uint64, own bool) (int, error) {
+	if own {
 		return r.processMemory.readAt(buf, at)
 	}
 	n, err := pread(int(r.file.Fd()), buf, at-r.start+r.off)

@@ -141,7 +141,9 @@ func (v *vm) kill() {
 func (v *vm) monitor(t testing.TB, f func(c *qmp.Client)) {
 	t.Helper()
 	c, err := qmp.Dial(context.Background(), v.socket)
-	for i := 0; errors.Is(err, qmp.ErrBusy) && i < 40; i++ { // the last client is just leaving
+	// The last client may be just leaving.
+	for deadline := time.Now().Add(30 * time.Second); errors.Is(err, qmp.ErrBusy) && time.Now().Before(deadline); {
+		time.Sleep(20 * time.Millisecond)
 		c, err = qmp.Dial(context.Background(), v.socket)
 	}
 	if err != nil {
