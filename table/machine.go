@@ -18,8 +18,6 @@ import (
 // keys: what a row has no value for is null.
 func writeJSON[T any](w io.Writer, _ *schema, cols []column, rows []T) error {
 	var buf bytes.Buffer
-	enc := json.NewEncoder(&buf)
-	enc.SetEscapeHTML(false)
 	if len(rows) == 0 {
 		_, err := io.WriteString(w, "[]\n")
 		return err
@@ -31,7 +29,7 @@ func writeJSON[T any](w io.Writer, _ *schema, cols []column, rows []T) error {
 			sep = "["
 		}
 		buf.WriteString(sep)
-		if err := object(&buf, enc, cols, reflect.ValueOf(&rows[i]).Elem()); err != nil {
+		if err := object(&buf, cols, reflect.ValueOf(&rows[i]).Elem()); err != nil {
 			return err
 		}
 		if _, err := w.Write(plainJSON(buf.Bytes())); err != nil {
@@ -43,7 +41,9 @@ func writeJSON[T any](w io.Writer, _ *schema, cols []column, rows []T) error {
 }
 
 // object appends a row as a JSON object whose keys have the order of cols.
-func object(buf *bytes.Buffer, enc *json.Encoder, cols []column, row reflect.Value) error {
+func object(buf *bytes.Buffer, cols []column, row reflect.Value) error {
+	enc := json.NewEncoder(buf)
+	enc.SetEscapeHTML(false)
 	for i, c := range cols {
 		sep := byte(',')
 		if i == 0 {

@@ -6,10 +6,15 @@ import "github.com/spf13/cobra"
 func (a *app) commands() []*cobra.Command {
 	return []*cobra.Command{
 		vmsCommand(a),
+		infoCommand(a),
 		psCommand(a),
+		socketsCommand(a),
 		filesCommand(a),
 		modulesCommand(a),
 		dmesgCommand(a),
+		envCommand(a),
+		namespacesCommand(a),
+		cgroupsCommand(a),
 		symbolsCommand(a),
 	}
 }
