@@ -183,8 +183,9 @@ func writeToFullDisk(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	src := newRAM(mem.Extent{Size: 4 << 20})
+	page := testData()[:mem.PageSize]
 	for a := mem.Phys(0); a < 4<<20; a += mem.PageSize {
-		src.ram[a] = testData()[:mem.PageSize]
+		src.ram[a] = page
 	}
 	for _, f := range []Format{ELF, LiME, Raw} {
 		_, err := Write(context.Background(), filepath.Join(dir, "out"), src, f, WriteOptions{})
