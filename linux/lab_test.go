@@ -1,0 +1,87 @@
+package linux
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/umbravm/umbra/internal/lab"
+	"github.com/umbravm/umbra/kernel"
+	"github.com/umbravm/umbra/mem"
+	"github.com/umbravm/umbra/source"
+	"github.com/umbravm/umbra/source/qemu"
+)
+
+func TestMain(m *testing.M) { lab.Main(m) }
+
+// testKernels are the generations every test runs on.
+var testKernels = []string{"5.10", "6.1", "6.12", "7.2"}
+
+// onEachKernel runs a test on one guest of each generation. The guests are shared
+// by the tests of this package and stay paused only while within is running.
+func onEachKernel(t *testing.T, test func(t *testing.T, g *lab.Guest)) {
+	for _, version := range testKernels {
+		t.Run(version, func(t *testing.T) { test(t, lab.Shared(t, lab.Config{Kernel: version, MemMB: 384})) })
+	}
+}
+
+// attach attaches to a guest from outside.
+func attach(t testing.TB, g *lab.Guest) *kernel.Kernel {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	src, err := qemu.Open(ctx, g.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { src.Close() })
+	k, err := kernel.Attach(ctx, src, kernel.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// ask has the guest write its own /proc and then stands it still until the test
+// ends, so that what is read from outside is what the guest has just said.
+func ask(t testing.TB, g *lab.Guest, filter ...string) *lab.ProcTree {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	tree, err := g.Proc(ctx, filter...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Pause(ctx); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := g.Resume(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	return tree
+}
+
+// view returns a view of the kernel that ends with the test.
+func view(t testing.TB, k *kernel.Kernel, opts mem.Options) *kernel.View {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	return k.View(ctx, opts)
+}
+
+// remote is a source whose round trips cost: what reads through it must batch.
+type remote struct{ source.Source }
+
+func (r remote) Info() source.Info {
+	i := r.Source.Info()
+	i.Local = false
+	return i
+}
+
+func (r remote) Registers(ctx context.Context) ([]source.Registers, error) {
+	return r.Source.(source.RegisterReader).Registers(ctx)
+}
