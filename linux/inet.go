@@ -201,7 +201,7 @@ func (s *sockWork) timeWait(w *kernel.Walk, family uint64) {
 // request reads a struct request_sock: a connection not yet accepted by TCP itself.
 func (s *sockWork) request(w *kernel.Walk, family uint64) {
 	l := s.r.l
-	s.row.Code = tcpSynRecv
+	s.row.Code, s.row.Refs = tcpSynRecv, 0 // /proc prints no count
 	local, remote := uint32(w.Uint(s.addr, l.Num)), bigEndian(w.Uint(s.addr, l.Dport))
 	s.row.LocalPort, s.row.RemotePort = &local, &remote
 	s.row.TxQueue, s.row.RxQueue = new(uint32), new(uint32)
