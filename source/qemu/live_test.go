@@ -3,6 +3,7 @@ package qemu
 import (
 	"bytes"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -259,5 +260,52 @@ func TestGone(t *testing.T) {
 				t.Errorf("pause: %v", err)
 			}
 		})
+	}
+}
+
+// TestGoneWhileReading kills a machine under a reader: reads are right until they
+// fail, and they fail with mem.ErrGone.
+func TestGoneWhileReading(t *testing.T) {
+	for _, r := range rigs[:4] {
+		t.Run(r.name, func(t *testing.T) {
+			v := startVM(t, vmOptions{args: r.args(t), fill: r.fill})
+			s := v.open(t)
+			time.AfterFunc(20*time.Millisecond, func() { v.cmd.Process.Kill() })
+			for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
+				reads := make([]mem.Read, len(v.known))
+				for i, c := range v.known {
+					reads[i] = mem.Read{Addr: c.Addr, Buf: make([]byte, len(c.Data))}
+				}
+				if err := s.ReadPhys(t.Context(), reads); err != nil {
+					if !errors.Is(err, mem.ErrGone) {
+						t.Errorf("%v, want mem.ErrGone", err)
+					}
+					return
+				}
+				for i, r := range reads {
+					if r.Err != nil || !bytes.Equal(r.Buf, v.known[i].Data) {
+						t.Fatalf("%v: %v, or wrong bytes, from a call that succeeded", r.Addr, r.Err)
+					}
+				}
+			}
+			t.Error("reads still succeed 30 s after the end")
+		})
+	}
+}
+
+// TestTruncatedRAMFile: a RAM file that somebody cut short is an error, not zeros
+// and not a crash.
+func TestTruncatedRAMFile(t *testing.T) {
+	file := ramFile(t)
+	v := startVM(t, vmOptions{args: []string{"-m", "64", "-machine", "memory-backend=m",
+		"-object", "memory-backend-file,id=m,size=64M,share=on,mem-path=" + file}})
+	s := v.open(t)
+	if err := os.Truncate(file, 32*mib); err != nil {
+		t.Fatal(err)
+	}
+	n, err := mem.Gather(t.Context(), s, 32*mib-100, make([]byte, 200))
+	var f *mem.Fault
+	if n != 100 || !errors.As(err, &f) || f.Addr != 32*mib || !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("across the new end: %d bytes, %v", n, err)
 	}
 }

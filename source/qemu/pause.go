@@ -179,7 +179,7 @@ func (p *process) stopped() (bool, error) {
 		return false, p.gone()
 	}
 	for _, dir := range tasks {
-		state, _, err := readStat(filepath.Join(dir, "stat"))
+		state, err := readState(filepath.Join(dir, "stat"))
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 			continue // a thread that has just ended
 		}

@@ -3,8 +3,10 @@ package qemu
 import (
 	"bufio"
 	"errors"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -190,5 +192,36 @@ func TestStoppedQEMU(t *testing.T) {
 	// Let it run, so that it can be ended.
 	if err := probe.signal(unix.SIGCONT); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestWatchdogDetaches: a machine that a debugger's connection stopped runs again
+// when the process behind the connection is gone.
+func TestWatchdogDetaches(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "gdb")
+	v := startVM(t, vmOptions{running: true, args: []string{"-gdb", "unix:" + socket + ",server=on,wait=off"}})
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var g *watchdog
+	raw.Control(func(fd uintptr) { g, err = startWatchdog(actGDB, int(fd)) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.arm(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the connection stops the machine", func() bool { return !v.running(t) })
+	if err := g.close(); err != nil {
+		t.Errorf("watchdog: %v", err)
+	}
+	if !v.running(t) {
+		t.Error("the machine is still stopped")
 	}
 }

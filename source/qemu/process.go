@@ -98,21 +98,19 @@ func isEmulator(exe string) bool {
 	return strings.HasPrefix(base, "qemu-system-") || base == "qemu-kvm" || base == "kvm"
 }
 
-// readStat returns the state letter and the start time, in clock ticks since the
-// host's boot, from a stat file (fs/proc/array.c, do_task_stat).
-func readStat(name string) (state byte, start uint64, err error) {
+// readState returns the state letter in a stat file of a process or thread
+// (fs/proc/array.c, do_task_stat).
+func readState(name string) (byte, error) {
 	b, err := os.ReadFile(name)
 	if err != nil {
-		return 0, 0, err
+		return 0, err
 	}
 	// The name is in parentheses and can hold anything: count from the last one.
 	i := bytes.LastIndexByte(b, ')')
-	f := bytes.Fields(b[i+1:])
-	if i < 0 || len(f) < 20 || len(f[0]) != 1 {
-		return 0, 0, fmt.Errorf("%s: unexpected content", name)
+	if i < 0 || len(b) < i+3 || b[i+1] != ' ' {
+		return 0, fmt.Errorf("%s: unexpected content", name)
 	}
-	start, err = strconv.ParseUint(string(f[19]), 10, 64)
-	return f[0][0], start, err
+	return b[i+2], nil
 }
 
 // owner is the user the process runs as.

@@ -140,10 +140,7 @@ func (s *Source) ways() string {
 func way(r ram) string {
 	switch r := r.(type) {
 	case fileRAM:
-		if r.memfd {
-			return "shared memfd"
-		}
-		return "shared memory-backend-file"
+		return r.what
 	case cowRAM:
 		return "private memory-backend-file"
 	}

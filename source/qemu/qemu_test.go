@@ -66,6 +66,12 @@ var rigs = []rig{
 		ram:  []mem.Extent{{Start: 0, Size: 512 * mib}},
 	},
 	{
+		name: "pc shared anonymous 256M", way: "shared anonymous memory",
+		args: fixed("-machine", "pc,memory-backend=m", "-m", "256", "-object", "memory-backend-ram,id=m,size=256M,share=on"),
+		fill: []mem.Phys{mib, 256*mib - 8192},
+		ram:  []mem.Extent{{Start: 0, Size: 256 * mib}},
+	},
+	{
 		name: "microvm stock 5G", way: "process memory",
 		args: fixed("-machine", "microvm", "-m", "5G"),
 		fill: []mem.Phys{mib, 3*gib - 8192, 4 * gib, 6*gib - 8192},

@@ -28,8 +28,8 @@ type ram interface {
 // of ours would allocate host memory for every hole it touches, and would raise
 // SIGBUS when the file shrinks.
 type fileRAM struct {
-	f     *os.File
-	memfd bool
+	f    *os.File
+	what string // for people
 }
 
 func (r fileRAM) readAt(buf []byte, off uint64) (int, error) {

@@ -131,7 +131,13 @@ func (o *opener) file(m mapping) (fileRAM, error) {
 	if err != nil {
 		return fileRAM{}, err
 	}
-	r := fileRAM{f: f, memfd: strings.HasPrefix(m.path, "/memfd:")}
+	r := fileRAM{f: f, what: "shared memory-backend-file"}
+	switch {
+	case strings.HasPrefix(m.path, "/memfd:"):
+		r.what = "shared memfd"
+	case strings.HasPrefix(m.path, "/dev/zero"):
+		r.what = "shared anonymous memory"
+	}
 	o.files[id] = r
 	return r, nil
 }
@@ -155,7 +161,13 @@ func (o *opener) openMapped(m mapping) (*os.File, error) {
 		}
 		return f, nil
 	}
-	return nil, fmt.Errorf("RAM file %q: QEMU process %d holds no descriptor of it", m.path, o.p.pid)
+	// Anonymous shared memory has no descriptor; the kernel lets a privileged process
+	// open it by its mapping.
+	f, err := os.OpenFile(o.p.path("map_files", fmt.Sprintf("%x-%x", m.start, m.end)), os.O_RDONLY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("RAM file %q: QEMU process %d holds no descriptor of it: %w", m.path, o.p.pid, err)
+	}
+	return f, nil
 }
 
 // sameFile tells whether name leads to the file m maps. Some file systems show
