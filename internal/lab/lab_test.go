@@ -11,7 +11,13 @@ import (
 	"time"
 )
 
-func TestMain(m *testing.M) { Main(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(keeperEnv) != "" {
+		keeper()
+		return
+	}
+	Main(m)
+}
 
 // within returns a context that bounds what a test waits for.
 func within(t *testing.T, d time.Duration) context.Context {

@@ -38,6 +38,8 @@ func init() {
 		"mountns":     mountNS,
 		"otherns":     otherNS,
 		"cgroup":      inCgroup,
+		"cgroup1":     cgroup1,
+		"log":         logRecords,
 	}
 }
 
