@@ -1,0 +1,196 @@
+package linux
+
+import (
+	"fmt"
+
+	"github.com/umbravm/umbra/kernel"
+	"github.com/umbravm/umbra/mem"
+)
+
+// area is a mapping while it is being read.
+type area struct {
+	Mapping
+	file mem.Virt // of the struct file, 0 for anonymous memory
+}
+
+// addressSpace is the areas of one mm_struct, which processes can share.
+type addressSpace struct {
+	mm         mem.Virt
+	areas      []area
+	brk        [2]uint64 // start_brk, brk
+	startStack uint64
+	gate       bool // shows the vsyscall page behind its areas
+	err        error
+	moved      bool
+}
+
+// addressSpaces finds the areas of tasks, each mm_struct once, in the order of tasks.
+func (r *mapReader) addressSpaces(tasks []Task) (byMM map[mem.Virt]*addressSpace, all []*addressSpace, err error) {
+	byMM = make(map[mem.Virt]*addressSpace)
+	for _, t := range tasks {
+		if t.MM != 0 && byMM[t.MM] == nil {
+			byMM[t.MM] = &addressSpace{mm: t.MM}
+			all = append(all, byMM[t.MM])
+		}
+	}
+	var gate *area
+	var gateErr error
+	err = r.v.Each(len(all)+1, func(i int, w *kernel.Walk) {
+		if i == len(all) {
+			gate, gateErr = r.gateArea(w), w.Err()
+			return
+		}
+		*all[i] = r.addressSpace(w, all[i].mm)
+	}, func(i int) {
+		if i < len(all) {
+			all[i].moved = true
+		}
+	})
+	if err == nil && gateErr != nil {
+		err = fmt.Errorf("vsyscall page: %w", gateErr)
+	}
+	for _, s := range all {
+		if gate != nil && s.gate && s.err == nil {
+			s.areas = append(s.areas, *gate)
+		}
+	}
+	return byMM, all, err
+}
+
+// addressSpace finds the areas of the mm_struct at mm.
+func (r *mapReader) addressSpace(w *kernel.Walk, mm mem.Virt) addressSpace {
+	l := r.l
+	s := addressSpace{mm: mm}
+	w.Guard(mm, l.Count)
+	w.Guard(mm, l.TotalVM)
+	w.Guard(mm, l.LockSeq)
+	s.brk = [2]uint64{w.Uint(mm, l.StartBrk), w.Uint(mm, l.Brk)}
+	s.startStack = w.Uint(mm, l.StartStack)
+	s.gate = r.hasGate(w, mm)
+	if r.maple != nil {
+		s.areas = r.mapleAreas(w, mm)
+	} else {
+		s.areas = r.treeAreas(w, mm)
+	}
+	if s.err = w.Err(); s.err != nil {
+		s.areas = nil
+	}
+	for i := range s.areas { // so that what they point to comes while others are still being read
+		_ = w.Try(func() { w.Ptr(s.areas[i].Addr, l.Flags) })
+	}
+	return s
+}
+
+// mapleAreas returns the areas in a maple tree.
+func (r *mapReader) mapleAreas(w *kernel.Walk, mm mem.Virt) (areas []area) {
+	for _, e := range mapleEntries(w, r.maple, w.At(mm, r.l.Maple)) {
+		a := area{}
+		a.Addr, a.First, a.Limit = e.Ptr, mem.Virt(e.First), mem.Virt(e.Last+1)
+		areas = append(areas, a)
+	}
+	return areas
+}
+
+// treeAreas returns the areas in a red-black tree, and holds them against the list
+// of the same areas, which is what the kernel prints.
+func (r *mapReader) treeAreas(w *kernel.Walk, mm mem.Virt) []area {
+	t := rbWalk{w: w, l: r.l}
+	t.node(w.Pointer(w.At(mm, r.l.Tree)+mem.Virt(r.l.RBRoot.Offset)), 0)
+	next := w.Ptr(mm, r.l.List)
+	var areas []area
+	for _, node := range t.out {
+		a := area{}
+		a.Addr = node - mem.Virt(r.l.Node.Offset)
+		a.First, a.Limit = w.Ptr(a.Addr, r.l.Start), w.Ptr(a.Addr, r.l.End)
+		if !w.OK() {
+			return nil
+		}
+		if next != a.Addr {
+			w.Failf("mm_struct %v: the list of areas goes to %v, the tree to %v", mm, next, a.Addr)
+			return nil
+		}
+		next = w.Ptr(a.Addr, r.l.Next)
+		if n := len(areas); a.First >= a.Limit || n > 0 && areas[n-1].Limit > a.First {
+			w.Failf("area %v from %v to %v is out of order", a.Addr, a.First, a.Limit)
+			return nil
+		}
+		areas = append(areas, a)
+	}
+	if w.OK() && next != 0 {
+		w.Failf("mm_struct %v: the list of areas goes on to %v, the tree has ended", mm, next)
+	}
+	return areas
+}
+
+// rbWalk visits a red-black tree (include/linux/rbtree.h) in order.
+type rbWalk struct {
+	w   *kernel.Walk
+	l   *mapLayout
+	out []mem.Virt
+	n   int
+}
+
+// A red-black tree of n nodes is at most 2 log2(n+1) deep.
+const (
+	maxRBNodes = maxList
+	maxRBDepth = 42
+)
+
+func (t *rbWalk) node(n mem.Virt, depth int) {
+	w := t.w
+	if n == 0 || !w.OK() {
+		return
+	}
+	if t.n++; t.n > maxRBNodes || depth > maxRBDepth {
+		w.Failf("tree node %v: %w", n, kernel.ErrTooLong)
+		return
+	}
+	left, right := w.Ptr(n, t.l.RBLeft), w.Ptr(n, t.l.RBRight)
+	if !w.OK() {
+		return
+	}
+	// The right side too before giving up on the left: their pages come in one round.
+	leftErr := w.Try(func() { t.node(left, depth+1) })
+	t.out = append(t.out, n)
+	rightErr := w.Try(func() { t.node(right, depth+1) })
+	w.Fail(leftErr)
+	w.Fail(rightErr)
+}
+
+// describe fills in what the areas hold besides where they lie.
+func (r *mapReader) describe(spaces []*addressSpace) error {
+	type place struct {
+		s *addressSpace
+		a *area
+	}
+	var all []place
+	for _, s := range spaces {
+		for i := range s.areas {
+			all = append(all, place{s, &s.areas[i]})
+		}
+	}
+	err := r.v.Each(len(all), func(i int, w *kernel.Walk) { *all[i].a = r.area(w, all[i].s, all[i].a) },
+		func(i int) { all[i].a.Moved = true })
+	if err != nil {
+		return err
+	}
+	index := make(map[mem.Virt]int)
+	var files []mappedFile
+	for _, p := range all {
+		if _, ok := index[p.a.file]; !ok && p.a.file != 0 {
+			index[p.a.file] = len(files)
+			files = append(files, mappedFile{addr: p.a.file})
+		}
+	}
+	err = r.v.Each(len(files), func(i int, w *kernel.Walk) { files[i] = r.mappedFile(w, files[i].addr) },
+		func(i int) { files[i].moved = true })
+	if err != nil {
+		return err
+	}
+	for _, p := range all {
+		if p.a.file != 0 {
+			p.a.takeFile(&files[index[p.a.file]])
+		}
+	}
+	return nil
+}
