@@ -27,15 +27,21 @@ func askLayout(ctx context.Context, c *qmp.Client) ([]block, error) {
 		return nil, err
 	}
 	var blocks []block
+	bases := map[string]uint64{} // a backend is one run of host memory
 	for _, r := range ranges {
 		if !r.backed() || !ids[path.Base(r.name)] {
 			continue
 		}
-		hva, err := askHost(ctx, c, r)
-		if err != nil {
-			return nil, err
+		base, ok := bases[r.name]
+		if !ok {
+			hva, err := askHost(ctx, c, r)
+			if err != nil {
+				return nil, err
+			}
+			base = hva - r.offset
+			bases[r.name] = base
 		}
-		blocks = appendBlock(blocks, block{Extent: r.Extent, hva: hva})
+		blocks = appendBlock(blocks, block{Extent: r.Extent, hva: base + r.offset})
 	}
 	if len(blocks) == 0 {
 		return nil, fmt.Errorf("%w: QEMU's flat view names no RAM backend", ErrLayout)
