@@ -32,6 +32,9 @@ run() {
 	bin/umbra "$@" || [ $? -eq 3 ]
 }
 
+# Where there is no terminal to tell its width, lines still end somewhere.
+[ -t 1 ] || export COLUMNS="${COLUMNS:-110}"
+
 scripts/setup.sh
 say "demo: building umbra"
 CGO_ENABLED=0 go build -trimpath -o bin/umbra ./cmd/umbra
@@ -58,7 +61,7 @@ say "demo: it runs ($(sed -n 's/^kernel //p; s/^accel //p' "$work/boot" | paste 
 
 run vms
 run info "$name"
-run ps "$name"
+run ps "$name" --sort -rss_bytes
 run sockets "$name"
 
 say

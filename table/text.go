@@ -144,7 +144,7 @@ func numeric(t reflect.Type) bool {
 
 // Columns are not cut below these widths: shorter says nothing any more.
 const (
-	minWide   = 16
+	minWide   = 22
 	minNarrow = 6
 )
 

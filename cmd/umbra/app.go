@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -82,11 +83,11 @@ func targetArgs(least, most int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		switch {
 		case len(args) == 0:
-			return usagef(cmd, "%s: no TARGET named", cmd.CommandPath())
+			return usagef(cmd, "%s: no TARGET named", cmd.Name())
 		case len(args) < 1+least:
-			return usagef(cmd, "%s: something is missing after TARGET", cmd.CommandPath())
+			return usagef(cmd, "%s: something is missing after TARGET", cmd.Name())
 		case len(args) > 1+most:
-			return usagef(cmd, "%s: %q is too much", cmd.CommandPath(), strings.Join(args[1+most:], " "))
+			return usagef(cmd, "%s: %q is too much", cmd.Name(), strings.Join(args[1+most:], " "))
 		}
 		return nil
 	}
@@ -105,8 +106,12 @@ func completeTarget(cmd *cobra.Command, args []string, _ string) ([]string, cobr
 	return machineNames(ctx), cobra.ShellCompDirectiveDefault
 }
 
-// width returns the terminal's columns, 0 when output goes elsewhere.
+// width returns the terminal's columns, 0 when output goes elsewhere. COLUMNS
+// overrides it, as it does for ps.
 func (a *app) width() int {
+	if n, err := strconv.Atoi(os.Getenv("COLUMNS")); err == nil && n > 0 {
+		return n
+	}
 	f, ok := a.stdout.(*os.File)
 	if !ok || !a.stdoutTTY {
 		return 0

@@ -16,5 +16,6 @@ func (a *app) commands() []*cobra.Command {
 		namespacesCommand(a),
 		cgroupsCommand(a),
 		symbolsCommand(a),
+		typeCommand(a),
 	}
 }

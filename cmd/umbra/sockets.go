@@ -22,7 +22,7 @@ under /proc/net of each would, and the processes that hold them: tcp, udp, raw,
 unix, packet and netlink; listening, established, time-wait and half-open ones.`,
 		example: "  umbra sockets web1\n  umbra sockets web1 --pid 412\n  umbra sockets web1 -o json",
 		table: table.Options{
-			Default: []string{"protocol", "state", "local_address", "remote_address", "rx_queue", "tx_queue", "uid", "inode", "netns", "processes"},
+			Default: []string{"protocol", "state", "local_address", "remote_address", "uid", "inode", "netns", "processes"},
 			Wide:    []string{"local_address", "processes"},
 			Cells: map[string]func(any) string{
 				"local_address": func(row any) string {
