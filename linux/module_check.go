@@ -104,6 +104,7 @@ type moduleSysfsLayout struct {
 	Children btf.Field `btf:"kernfs_node.dir.children"`
 	Rb       btf.Field `btf:"kernfs_node.rb"`
 	Priv     btf.Field `btf:"kernfs_node.priv"`
+	Type     btf.Field `btf:"kobject.ktype"`
 	Left     btf.Field `btf:"rb_node.rb_left"`
 	Right    btf.Field `btf:"rb_node.rb_right"`
 }
@@ -116,17 +117,16 @@ func (r *moduleReader) sysfs(w *kernel.Walk, found map[mem.Virt]bool) {
 		w.Fail(err)
 		return
 	}
-	at, err := r.v.Symbol("module_kset")
-	if err != nil {
-		w.Fail(err)
-		return
-	}
+	at, kind := symbol(w, "module_kset"), symbol(w, "module_ktype")
 	dir := w.Ptr(w.At(w.Pointer(at), l.KsetKobj), l.Dir)
 	top := w.Pointer(w.At(dir, l.Children))
 	var first error
 	for _, node := range moduleTreeNodes(w, l.Left, l.Right, top, "/sys/module") {
 		err := w.Try(func() {
 			kobj := w.Ptr(node-mem.Virt(l.Rb.Offset), l.Priv)
+			if w.Ptr(kobj, l.Type) != kind {
+				return // an attribute of the directory itself, or a link
+			}
 			if m := w.Ptr(kobj-mem.Virt(r.l.KobjKobj.Offset), r.l.KobjMod); w.OK() && m != 0 {
 				found[m] = true
 			}

@@ -207,34 +207,44 @@ func (r *logRing) info(w *kernel.Walk, info mem.Virt, rec *LogRecord) (length ui
 	return w.Uint(info, l.TextLen)
 }
 
-// text returns the text between two logical positions of the data ring (get_data).
-// A block begins with the id of its descriptor; one that would run over the end of
-// the ring leaves that id where it begins and lies at the ring's start.
+// text returns the text between two logical positions of the data ring; false when
+// it was written over.
 func (r *logRing) text(w *kernel.Walk, id, begin, next, length uint64) (string, bool) {
-	const idSize = 8
 	if begin&1 != 0 && next&1 != 0 {
 		return "", begin == lposEmpty && next == lposEmpty
 	}
-	size := uint64(1) << r.sizeBits
-	at := begin & (size - 1)
-	var space uint64
-	switch {
-	case begin>>r.sizeBits == (next-1)>>r.sizeBits:
-		space = next - begin
-	case (begin+size)>>r.sizeBits == (next-1)>>r.sizeBits:
-		at, space = 0, next&(size-1)
-	default:
-		w.Failf("text from %#x to %#x of a ring of %#x bytes", begin, next, size)
-		return "", false
-	}
-	if begin%idSize != 0 || next%idSize != 0 || space <= idSize || space > size-at || length > space-idSize {
-		w.Failf("%d bytes of text from %#x to %#x of a ring of %#x bytes", length, begin, next, size)
+	at, err := logBlock(r.sizeBits, begin, next, length)
+	if err != nil {
+		w.Fail(err)
 		return "", false
 	}
 	if owner := w.Word(r.data + mem.Virt(at)); w.OK() && owner != id {
-		return "", false // written over since
+		return "", false
 	}
-	return string(w.Bytes(r.data+mem.Virt(at+idSize), length)), true
+	return string(pagewise(w, r.data+mem.Virt(at+logIDSize), length)), true
+}
+
+// logIDSize is what a block begins with: the id of its descriptor (struct prb_data_block).
+const logIDSize = 8
+
+// logBlock returns where in a data ring of 2^sizeBits bytes the block lies whose
+// logical positions are begin and next, and which holds length bytes of text
+// (get_data). A block that would run over the end of the ring lies at its start.
+func logBlock(sizeBits, begin, next, length uint64) (at uint64, err error) {
+	size := uint64(1) << sizeBits
+	wraps := func(lpos uint64) uint64 { return lpos >> sizeBits }
+	at, space := begin&(size-1), next-begin
+	switch wraps(next - 1) {
+	case wraps(begin):
+	case wraps(begin + size):
+		at, space = 0, next&(size-1)
+	default:
+		return 0, fmt.Errorf("text from %#x to %#x in a ring of %#x bytes", begin, next, size)
+	}
+	if begin%logIDSize != 0 || next%logIDSize != 0 || space <= logIDSize || space > size-at || length > space-logIDSize {
+		return 0, fmt.Errorf("%d bytes of text from %#x to %#x in a ring of %#x bytes", length, begin, next, size)
+	}
+	return at, nil
 }
 
 var levelNames = [8]string{"emerg", "alert", "crit", "err", "warn", "notice", "info", "debug"}
