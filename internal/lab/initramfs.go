@@ -17,7 +17,7 @@ import (
 // else in the guest, and returns its path. The result is kept by the hash of its
 // sources and of what it is linked with.
 func guestProgram(ctx context.Context) (string, error) {
-	root, err := moduleRoot(ctx)
+	root, err := moduleRoot()
 	if err != nil {
 		return "", err
 	}
@@ -40,7 +40,7 @@ func guestProgram(ctx context.Context) (string, error) {
 
 // moduleRoot returns the directory of this module's go.mod: above the working
 // directory, or where this file was compiled.
-func moduleRoot(ctx context.Context) (string, error) {
+func moduleRoot() (string, error) {
 	var tried []string
 	if wd, err := os.Getwd(); err == nil {
 		tried = append(tried, wd)
