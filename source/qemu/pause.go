@@ -31,10 +31,10 @@ func (s *Source) Paused(ctx context.Context) (bool, error) {
 	}
 	if s.qmp != nil {
 		st, err := s.status(ctx)
-		if err != nil && !s.p.alive() {
-			err = s.p.gone()
+		if err != nil {
+			return false, s.p.explain(err)
 		}
-		return err == nil && !st.Running, err
+		return !st.Running, nil
 	}
 	stopped, err := s.p.stopped()
 	if err != nil || stopped {
@@ -129,7 +129,10 @@ func (s *Source) stop() error {
 	if s.qmp != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
 		defer cancel()
-		return s.qmp.Execute(ctx, "stop", nil, nil)
+		if err := s.qmp.Execute(ctx, "stop", nil, nil); err != nil {
+			return s.p.explain(err)
+		}
+		return nil
 	}
 	if err := s.p.signal(unix.SIGSTOP); err != nil {
 		return err
@@ -152,7 +155,10 @@ func (s *Source) cont() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
 	defer cancel()
-	return s.qmp.Execute(ctx, "cont", nil, nil)
+	if err := s.qmp.Execute(ctx, "cont", nil, nil); err != nil {
+		return s.p.explain(err)
+	}
+	return nil
 }
 
 func (p *process) signal(sig unix.Signal) error {

@@ -50,6 +50,20 @@ func (p *process) alive() bool {
 	return err == nil && n == 0 || errors.Is(err, unix.EINTR)
 }
 
+// explain turns a failure of talking to the process into mem.ErrGone when the
+// reason is that it exits: its sockets close a moment before it has exited.
+func (p *process) explain(err error) error {
+	wait := 0
+	if errors.Is(err, io.EOF) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+		wait = 500 // milliseconds
+	}
+	fds := []unix.PollFd{{Fd: int32(p.pidfd), Events: unix.POLLIN}}
+	if n, perr := unix.Poll(fds, wait); perr == nil && n > 0 {
+		return p.gone()
+	}
+	return err
+}
+
 // gone is the error for a machine whose process has exited.
 func (p *process) gone() error {
 	return fmt.Errorf("QEMU process %d has exited: %w", p.pid, mem.ErrGone)

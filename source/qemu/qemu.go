@@ -99,10 +99,7 @@ func (s *Source) load(ctx context.Context) error {
 	}
 	if err != nil {
 		o.close()
-		if !s.p.alive() {
-			return s.p.gone()
-		}
-		return err
+		return s.p.explain(err)
 	}
 	if s.open != nil {
 		s.open.close()

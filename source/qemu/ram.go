@@ -1,7 +1,6 @@
 package qemu
 
 import (
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -9,6 +8,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/umbravm/umbra/mem"
 )
 
 // ram is host memory that is guest RAM. Offsets are the backend's own, in bytes.
@@ -117,8 +118,17 @@ func (m *processMemory) release() {
 	}
 }
 
+// gone is what the end of one of the process's files means: its memory has been
+// given back, which happens a moment before the process counts as exited.
+func (m *processMemory) gone() error {
+	return fmt.Errorf("QEMU process %d has exited: %w", m.pid, mem.ErrGone)
+}
+
 func (m *processMemory) readAt(buf []byte, off uint64) (int, error) {
 	n, err := pread(int(m.mem.Fd()), buf, off)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return n, m.gone()
+	}
 	if err != nil {
 		return n, fmt.Errorf("memory of process %d: %w", m.pid, err)
 	}
@@ -198,9 +208,11 @@ func (r cowRAM) readAt(buf []byte, off uint64) (int, error) {
 		at := off + uint64(n)
 		first, last := at>>hostPageShift, (off+uint64(len(buf))-1)>>hostPageShift
 		count, err := r.entries(entries[:min(uint64(len(entries)), (last-first+1)*8)], first)
-		if err != nil || count == 0 {
-			return n, fmt.Errorf("memory of process %d: cannot tell the guest's pages from the file's: pagemap: %w",
-				r.pid, cmp.Or(err, io.ErrUnexpectedEOF))
+		if err == nil && count == 0 {
+			return n, r.gone()
+		}
+		if err != nil {
+			return n, fmt.Errorf("memory of process %d: cannot tell the guest's pages from the file's: pagemap: %w", r.pid, err)
 		}
 		for i := 0; i < count; {
 			own := ownPage(binary.LittleEndian.Uint64(entries[i*8:]))

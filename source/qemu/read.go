@@ -88,6 +88,9 @@ func (s *Source) read(ctx context.Context, r *mem.Read) error {
 			}
 		} else {
 			m, err := reg.ram.readAt(buf, p.off)
+			if errors.Is(err, mem.ErrGone) {
+				return err
+			}
 			if err != nil {
 				r.N += m
 				r.Err = fault(at+mem.Phys(m), err)
@@ -168,22 +171,27 @@ func (s *Source) flush(ctx context.Context) error {
 		}
 		// The call stopped inside piece i, or is not allowed at all: this one is
 		// read by itself, which also says why it fails.
-		s.readPiece(&b.pieces[i])
+		if err := readPiece(&b.pieces[i]); err != nil {
+			return err
+		}
 		i++
 	}
 	b.reset()
 	return nil
 }
 
-func (s *Source) readPiece(p *piece) {
+// readPiece reads p by itself. What cannot be read cuts its read short; only the end
+// of the process is an error.
+func readPiece(p *piece) error {
 	n, err := p.ram.readAt(p.buf, p.off)
-	if err == nil {
-		return
+	if err == nil || errors.Is(err, mem.ErrGone) {
+		return err
 	}
 	if r := p.read; r.Err == nil || p.at+n < r.N {
 		r.N = p.at + n
 		r.Err = fault(r.Addr+mem.Phys(r.N), err)
 	}
+	return nil
 }
 
 // reset empties the batch and forgets the callers' buffers.

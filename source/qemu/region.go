@@ -184,10 +184,7 @@ func sameFile(name string, m mapping) bool {
 // permission explains an access that was denied; another error it returns as is.
 func (p *process) permission(err error) error {
 	if !errors.Is(err, fs.ErrPermission) {
-		if !p.alive() {
-			return p.gone()
-		}
-		return err
+		return p.explain(err)
 	}
 	hint := "run umbra as root, or give it the right: setcap cap_sys_ptrace=ep /path/to/umbra"
 	if uid, uerr := p.owner(); uerr == nil && int(uid) != os.Getuid() {

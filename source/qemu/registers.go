@@ -34,10 +34,7 @@ func (s *Source) Registers(ctx context.Context) ([]source.Registers, error) {
 		return nil, fmt.Errorf("%w: %w", ErrNoRegisters, s.qmpErr)
 	}
 	if err != nil {
-		if !s.p.alive() {
-			return nil, s.p.gone()
-		}
-		return nil, err
+		return nil, s.p.explain(err)
 	}
 	return parseRegisters(text)
 }
