@@ -3,6 +3,7 @@ package mem
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"slices"
 )
 
@@ -12,6 +13,11 @@ const (
 	maxPasses  = 4096
 	maxRetries = 3
 )
+
+// pagesPerWalk is what a walk is taken to touch when walks that wait for pages are
+// held to as many as their pages fit the cache: a task with its paths and arguments
+// touches eight of its own. Walks that touch more still end, in more rounds.
+const pagesPerWalk = 8
 
 // A guard is memory a walk's answer stands on: a followed link, an identity, a
 // reference count. It is read again after everything the walk read.
@@ -42,7 +48,8 @@ func (s *Snapshot) Guard(addr Phys, n int) {
 // read of a page that is not here yet fails with ErrPending, the walk returns,
 // all pages the walks of this pass missed are fetched in one round, and the walks
 // that missed any run again from their start. The number of rounds is therefore
-// that of the longest chain of pages in one walk, however many walks there are.
+// that of the longest chain of pages in one walk, however many walks there are, as
+// long as their pages fit the cache; of more walks than that, some wait for others.
 //
 // What a walk guarded is read again, together with its last pages where there are
 // any; a walk whose memory moved is done anew, and told to moved (which may be nil)
@@ -90,6 +97,14 @@ func (s *Snapshot) Grow(count func() int, walk func(i int), moved func(i int)) e
 	}
 }
 
+// lot returns how many walks may wait for pages side by side.
+func (s *Snapshot) lot() int {
+	if !s.opts.Batch || s.opts.Keep {
+		return math.MaxInt
+	}
+	return max(s.opts.CachePages/pagesPerWalk, 1)
+}
+
 // eacher is one try of Each.
 type eacher struct {
 	s       *Snapshot
@@ -113,7 +128,7 @@ func (e *eacher) run(todo []int) error {
 	s := e.s
 	s.inPass, s.guarded = true, !s.opts.Static
 	defer func() { s.inPass, s.guarded = false, false }()
-	todo = slices.Clone(todo)
+	todo, lot := slices.Clone(todo), s.lot()
 	for pass := 0; len(todo) > 0; pass++ {
 		if pass == maxPasses {
 			return fmt.Errorf("%d walks did not end within %d rounds", len(todo), maxPasses)
@@ -122,6 +137,10 @@ func (e *eacher) run(todo []int) error {
 		e.pending = nil
 		again := todo[:0]
 		for k := 0; k < len(todo); k++ {
+			if len(again) == lot {
+				again = append(again, todo[k:]...)
+				break
+			}
 			i := todo[k]
 			s.missed, s.guards = false, s.guards[:0]
 			e.walk(i)

@@ -188,3 +188,26 @@ func TestEachCancelled(t *testing.T) {
 		t.Errorf("each: %v", err)
 	}
 }
+
+// TestEachLots runs more walks than the cache holds the pages of: in more rounds,
+// but not in as many as there are walks.
+func TestEachLots(t *testing.T) {
+	const walks, length = 200, 3
+	m := &ram{data: make([]byte, (1+walks*length)*PageSize)}
+	for i := range walks {
+		m.chain(1+i*length, length)
+	}
+	s := NewSnapshot(context.Background(), m, Options{Batch: true, CachePages: 80 * length})
+	sum := 0
+	err := s.Each(walks, func(i int) {
+		if n, err := follow(s, Phys((1+i*length)*PageSize)); err == nil {
+			sum += n
+		}
+	}, nil)
+	if err != nil || sum != walks*length {
+		t.Errorf("%d links of %d, %v", sum, walks*length, err)
+	}
+	if m.rounds > walks/5 {
+		t.Errorf("%d rounds", m.rounds)
+	}
+}
