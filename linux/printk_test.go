@@ -59,7 +59,11 @@ func TestDmesgWrapped(t *testing.T) {
 func compareLog(t *testing.T, g *lab.Guest) []LogRecord {
 	t.Helper()
 	k := attach(t, g)
-	want := kmsgRecords(string(ask(t, g, "1").Files["kmsg"]))
+	tree := ask(t, g, "1")
+	if why, ok := tree.Errors["kmsg"]; ok {
+		t.Fatalf("the guest cannot read its log: %s", why)
+	}
+	want := kmsgRecords(string(tree.Files["kmsg"]))
 	var records []LogRecord
 	for _, batch := range []bool{false, true} {
 		v := view(t, k, mem.Options{Batch: batch})

@@ -40,6 +40,10 @@ var (
 // fileMax bounds one file in an archive, in bytes.
 const fileMax = 16 << 20
 
+// recordMax is more than one read of /dev/kmsg gives, in bytes. A record that does
+// not fit what is left of the buffer would be an error (CONSOLE_EXT_LOG_MAX).
+const recordMax = 16 << 10
+
 // archive collects files of /proc as a tar archive. What could not be read is an
 // empty member with the reason in the record UMBRA.error.
 type archive struct {
@@ -161,7 +165,7 @@ func (a *archive) file(name string) {
 func (a *archive) readAll(fd int) ([]byte, error) {
 	n := 0
 	for {
-		if n == len(a.buf) {
+		if len(a.buf)-n < recordMax {
 			if n >= fileMax {
 				return nil, fmt.Errorf("more than %d bytes", fileMax)
 			}
@@ -169,7 +173,7 @@ func (a *archive) readAll(fd int) ([]byte, error) {
 		}
 		got, err := unix.Read(fd, a.buf[n:])
 		switch {
-		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EPIPE): // EPIPE: /dev/kmsg skips records it lost
 		case errors.Is(err, unix.EAGAIN), err == nil && got == 0:
 			return a.buf[:n], nil // /dev/kmsg has no end, only nothing more now
 		case err != nil:
