@@ -24,8 +24,8 @@ const (
 	maxFDs     = 1 << 20
 )
 
-// fdAhead is how much of a descriptor array is read before it is known to be in
-// use, in bytes.
+// fdAhead is how much of a descriptor array is read in the bitmaps' round, before it
+// is known to be in use, in bytes.
 const fdAhead = 8 * mem.PageSize
 
 // openFD is an open descriptor.
@@ -33,6 +33,7 @@ type openFD struct {
 	FD          int
 	File        mem.Virt // of the struct file
 	CloseOnExec bool
+	Slot        mem.Virt // where the table holds File
 }
 
 // fdTable returns the open descriptors of the files_struct at files, ascending. A
@@ -53,8 +54,9 @@ func fdTable(w *kernel.Walk, l *fdLayout, files mem.Virt) []openFD {
 	var openBits, execBits []byte
 	openErr := w.Try(func() { openBits = w.Bytes(open, words*8) })
 	execErr := w.Try(func() { execBits = w.Bytes(cloexec, words*8) })
-	// The array's first pages come in the bitmaps' round; what they hold is looked at below.
-	_ = w.Try(func() { w.Bytes(array, min(size*8, fdAhead)) })
+	if w.View().Snapshot().Batching() {
+		_ = w.Try(func() { w.Bytes(array, min(size*8, fdAhead)) })
+	}
 	w.Fail(openErr)
 	w.Fail(execErr)
 	if !w.OK() {
@@ -90,7 +92,7 @@ func fdWord(w *kernel.Walk, out []openFD, array mem.Virt, base int, open, cloexe
 	for i := range len(slots) / 8 {
 		file := mem.Virt(word(slots, i*8))
 		if open&(1<<i) != 0 && file != 0 {
-			out = append(out, openFD{base + i, file, cloexec&(1<<i) != 0})
+			out = append(out, openFD{base + i, file, cloexec&(1<<i) != 0, array + mem.Virt((base+i)*8)})
 		}
 	}
 	return out

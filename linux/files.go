@@ -26,6 +26,7 @@ type File struct {
 	Errors  []string `json:"errors"` // parts that could not be read
 
 	Addr mem.Virt `json:"-"` // of the struct file
+	slot mem.Virt // of the descriptor table, where Addr is
 }
 
 // Types of files that File.Type names besides those of anonymous inodes, which have
@@ -102,7 +103,7 @@ func Files(v *kernel.View, opts FileOptions) ([]File, error) {
 		}
 		for _, fd := range tab.fds {
 			rows = append(rows, File{PID: t.PID, Comm: t.Comm, FD: fd.FD, Addr: fd.File, Moved: tab.moved,
-				Flags: cloexecFlag(fd.CloseOnExec)})
+				Flags: cloexecFlag(fd.CloseOnExec), slot: fd.Slot})
 		}
 	}
 	return rows, r.describe(rows)
@@ -168,26 +169,51 @@ func (r *fileReader) tables(tasks []Task) (map[mem.Virt]*openTable, error) {
 	err := r.v.Each(len(addrs), func(i int, w *kernel.Walk) {
 		fds := fdTable(w, r.fd, addrs[i])
 		*byAddr[addrs[i]] = openTable{fds: fds, err: w.Err()}
-		for _, fd := range fds { // so that their pages come while others' tables are still being read
-			_ = w.Try(func() { w.Ptr(fd.File, r.l.Inode) })
+		for _, fd := range fds {
+			fileAhead(w, r.l, r.path, fd.File)
 		}
 	}, func(i int) { byAddr[addrs[i]].moved = true })
 	return byAddr, err
 }
 
+// fileAhead reads what a struct file's path and type come from, so that it comes
+// while other files are still being found. What it misses and is needed fails later.
+func fileAhead(w *kernel.Walk, l *fileLayout, p *pathLayout, file mem.Virt) {
+	const most = 8
+	if !w.View().Snapshot().Batching() {
+		return
+	}
+	_ = w.Try(func() { w.Ptr(w.Ptr(w.Ptr(file, l.Inode), l.Super), l.SuperMagic) })
+	_ = w.Try(func() {
+		d := w.Ptr(w.At(file, l.Path), p.Dentry)
+		for range most {
+			up := w.Ptr(d, p.Parent)
+			if up == d {
+				break
+			}
+			d = up
+		}
+	})
+	_ = w.Try(func() { mountsAhead(w, p, w.Ptr(w.At(file, l.Path), p.Mnt)-mem.Virt(p.Mount.Offset)) })
+}
+
 // describe fills in what the struct file of each row says, reading each once.
 func (r *fileReader) describe(rows []File) error {
 	first := make(map[mem.Virt]int)
-	var addrs []mem.Virt
+	var of []*File
 	for i := range rows {
 		if _, ok := first[rows[i].Addr]; !ok {
-			first[rows[i].Addr] = len(addrs)
-			addrs = append(addrs, rows[i].Addr)
+			first[rows[i].Addr] = len(of)
+			of = append(of, &rows[i])
 		}
 	}
-	files := make([]File, len(addrs))
-	err := r.v.Each(len(addrs), func(i int, w *kernel.Walk) { files[i] = r.file(w, addrs[i]) },
-		func(i int) { files[i].Moved = true })
+	files := make([]File, len(of))
+	err := r.v.Each(len(of), func(i int, w *kernel.Walk) {
+		files[i] = r.file(w, of[i].Addr)
+		// A file lives as long as its descriptor: when that changed, this was another's memory.
+		err := w.Try(func() { files[i].Moved = w.Follow(of[i].slot, link) != of[i].Addr })
+		files[i].Moved = files[i].Moved || err != nil
+	}, func(i int) { files[i].Moved = true })
 	if err != nil {
 		return err
 	}
@@ -229,7 +255,7 @@ func (r *fileReader) file(w *kernel.Walk, a mem.Virt) (f File) {
 		}
 	})
 	try("inode", func() {
-		inode := w.Follow(a, l.Inode)
+		inode := w.Ptr(a, l.Inode)
 		if x := w.Uint(inode, l.Ino); w.OK() {
 			f.Inode = &x
 		}

@@ -113,6 +113,7 @@ type mapLayout struct {
 	RBRight    btf.Field `btf:"rb_node.rb_right"`
 	Node       btf.Field `btf:"vm_area_struct.vm_rb ?"`
 	Next       btf.Field `btf:"vm_area_struct.vm_next ?"`
+	Prev       btf.Field `btf:"vm_area_struct.vm_prev ?"`
 	List       btf.Field `btf:"mm_struct.mmap ?"`
 	StartBrk   btf.Field `btf:"mm_struct.start_brk"`
 	Brk        btf.Field `btf:"mm_struct.brk"`
@@ -174,7 +175,7 @@ func newMapReader(v *kernel.View) (*mapReader, error) {
 		if r.maple, err = kernel.Layout[mapleLayout](v.Kernel); err != nil {
 			return nil, err
 		}
-	case !r.l.Tree.Known || !r.l.Node.Known || !r.l.Next.Known || !r.l.List.Known:
+	case !r.l.Tree.Known || !r.l.Node.Known || !r.l.Next.Known || !r.l.Prev.Known || !r.l.List.Known:
 		return nil, fmt.Errorf("mm_struct has no tree of areas that is known: %w", btf.ErrNoField)
 	}
 	return r, nil

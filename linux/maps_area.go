@@ -1,8 +1,10 @@
 package linux
 
 import (
+	"errors"
 	"fmt"
 
+	"github.com/umbravm/umbra/btf"
 	"github.com/umbravm/umbra/kernel"
 	"github.com/umbravm/umbra/mem"
 )
@@ -38,6 +40,8 @@ func (r *mapReader) addressSpaces(tasks []Task) (byMM map[mem.Virt]*addressSpace
 	err = r.v.Each(len(all)+1, func(i int, w *kernel.Walk) {
 		if i == len(all) {
 			gate, gateErr = r.gateArea(w), w.Err()
+			// All paths are told from there, and each file's walk reads it again.
+			_ = w.Try(func() { firstRoot(w, r.ns, r.task, r.path) })
 			return
 		}
 		*all[i] = r.addressSpace(w, all[i].mm)
@@ -75,10 +79,30 @@ func (r *mapReader) addressSpace(w *kernel.Walk, mm mem.Virt) addressSpace {
 	if s.err = w.Err(); s.err != nil {
 		s.areas = nil
 	}
-	for i := range s.areas { // so that what they point to comes while others are still being read
-		_ = w.Try(func() { w.Ptr(s.areas[i].Addr, l.Flags) })
-	}
+	r.ahead(w, s.areas)
 	return s
+}
+
+// ahead reads what areas point to, so that it comes while others are still being
+// found. What it misses and describe needs fails there.
+func (r *mapReader) ahead(w *kernel.Walk, areas []area) {
+	if !w.View().Snapshot().Batching() {
+		return
+	}
+	var last mem.Virt
+	for i := range areas {
+		_ = w.Try(func() {
+			file := w.Ptr(areas[i].Addr, r.l.File)
+			switch {
+			case !w.OK():
+			case file == 0:
+				r.givenName(w, &areas[i])
+			case file != last:
+				last = file
+				fileAhead(w, r.file, r.path, file)
+			}
+		})
+	}
 }
 
 // mapleAreas returns the areas in a maple tree.
@@ -95,7 +119,11 @@ func (r *mapReader) mapleAreas(w *kernel.Walk, mm mem.Virt) (areas []area) {
 // of the same areas, which is what the kernel prints.
 func (r *mapReader) treeAreas(w *kernel.Walk, mm mem.Virt) []area {
 	t := rbWalk{w: w, l: r.l}
-	t.node(w.Pointer(w.At(mm, r.l.Tree)+mem.Virt(r.l.RBRoot.Offset)), 0)
+	err := w.Try(func() { t.node(w.Pointer(w.At(mm, r.l.Tree)+mem.Virt(r.l.RBRoot.Offset)), 0) })
+	if errors.Is(err, mem.ErrPending) {
+		r.neighboursAhead(w, t.out)
+	}
+	w.Fail(err)
 	next := w.Ptr(mm, r.l.List)
 	var areas []area
 	for _, node := range t.out {
@@ -120,6 +148,27 @@ func (r *mapReader) treeAreas(w *kernel.Walk, mm mem.Virt) []area {
 		w.Failf("mm_struct %v: the list of areas goes on to %v, the tree has ended", mm, next)
 	}
 	return areas
+}
+
+// neighboursAhead follows the list of areas both ways from each node of the tree
+// that is here already: what lies deep in the tree comes in fewer rounds.
+func (r *mapReader) neighboursAhead(w *kernel.Walk, nodes []mem.Virt) {
+	seen := make(map[mem.Virt]struct{}, 2*len(nodes))
+	for _, link := range []btf.Field{r.l.Next, r.l.Prev} {
+		clear(seen)
+		for _, n := range nodes {
+			vma := n - mem.Virt(r.l.Node.Offset)
+			_ = w.Try(func() {
+				for w.OK() && vma != 0 && len(seen) < maxRBNodes {
+					if _, again := seen[vma]; again {
+						return
+					}
+					seen[vma] = struct{}{}
+					vma = w.Ptr(vma, link)
+				}
+			})
+		}
+	}
 }
 
 // rbWalk visits a red-black tree (include/linux/rbtree.h) in order.

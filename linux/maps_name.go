@@ -35,7 +35,7 @@ func (r *mapReader) area(w *kernel.Walk, s *addressSpace, a *area) area {
 			w.Failf("goes from %v to %v, in the tree from %v to %v", start, end, a.First, a.Limit)
 		}
 		perms := permsText(w.Uint(a.Addr, l.Flags))
-		file := w.Follow(a.Addr, l.File)
+		file := w.Ptr(a.Addr, l.File)
 		pgoff = w.Uint(a.Addr, l.PgOff) * mem.PageSize
 		if w.OK() {
 			row.Perms, row.file = &perms, file
@@ -56,10 +56,6 @@ func (r *mapReader) area(w *kernel.Walk, s *addressSpace, a *area) area {
 			row.Path = &name
 		}
 	})
-	if row.file != 0 { // so that it comes while other areas are still being read
-		_ = w.Try(func() { w.Ptr(w.Ptr(row.file, r.file.Inode), r.file.Super) })
-		_ = w.Try(func() { w.Ptr(w.Ptr(w.At(row.file, r.file.Path), r.path.Dentry), r.path.Parent) })
-	}
 	return row
 }
 
@@ -123,7 +119,7 @@ func (r *mapReader) anonName(w *kernel.Walk, a *area) string {
 	if a.file != 0 && l.AnonName.Offset == l.Shared.Offset {
 		return "" // until 6.2 the place holds something else for files
 	}
-	name := w.Follow(a.Addr, l.AnonName)
+	name := w.Ptr(a.Addr, l.AnonName)
 	if name == 0 || !w.OK() {
 		return ""
 	}

@@ -78,7 +78,7 @@ func treePath(w *kernel.Walk, l *pathLayout, p, root path) string {
 	}
 	mnt := p.mnt - mem.Virt(l.Mount.Offset) // struct mount around the vfsmount
 	d := p.dentry
-	_ = w.Try(func() { mountsAhead(w, l, mnt) }) // what it misses and the climb needs fails there
+	mountsAhead(w, l, mnt)
 	for steps := 0; w.OK(); steps++ {
 		if steps > maxComponents {
 			w.Failf("path at dentry %v: %w", p.dentry, kernel.ErrTooLong)
@@ -111,17 +111,22 @@ func treePath(w *kernel.Walk, l *pathLayout, p, root path) string {
 }
 
 // mountsAhead reads what leads from mnt to the top of its tree, for a climb that
-// comes there later.
+// comes there later. What it misses and the climb needs fails there.
 func mountsAhead(w *kernel.Walk, l *pathLayout, mnt mem.Virt) {
 	const most = 8
-	for range most {
-		up := w.Ptr(mnt, l.MntParent)
-		if !w.OK() || up == mnt {
-			return
-		}
-		w.Ptr(w.Ptr(mnt, l.Mountpoint), l.Parent)
-		mnt = up
+	if !w.View().Snapshot().Batching() {
+		return
 	}
+	_ = w.Try(func() {
+		for range most {
+			up := w.Ptr(mnt, l.MntParent)
+			if !w.OK() || up == mnt {
+				return
+			}
+			w.Ptr(w.Ptr(mnt, l.Mountpoint), l.Parent)
+			mnt = up
+		}
+	})
 }
 
 // join writes names, innermost first, as an absolute path.
