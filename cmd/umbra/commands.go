@@ -17,5 +17,6 @@ func (a *app) commands() []*cobra.Command {
 		cgroupsCommand(a),
 		symbolsCommand(a),
 		typeCommand(a),
+		printCommand(a),
 	}
 }
