@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"cmp"
 	"fmt"
 
 	"github.com/umbravm/umbra/btf"
@@ -86,38 +87,39 @@ func (n *netWork) run(w *kernel.Walk) {
 	if n.nextErr == nil {
 		r.netNode(n.next)
 	}
-	var tcp, udp, unix error
-	tcp = w.Try(func() {
-		row, f := n.addr, l.HashInfo
+	n.tabErr = r.tables(w, n)
+}
+
+// socketTables enters the tables of sockets that are the namespace's own.
+func (r *sockReader) socketTables(w *kernel.Walk, n *netWork) error {
+	l := r.net
+	tcp := w.Try(func() {
+		row := n.addr
 		if l.DeathRow.Size == 8 {
 			row = w.Ptr(n.addr, l.DeathRow)
 		}
-		if h := w.Follow(row, f); w.OK() {
+		if h := w.Follow(row, l.HashInfo); w.OK() {
 			r.tcpTables(h)
 		}
 	})
-	if l.UDPTable.Known {
-		udp = w.Try(func() {
+	udp := w.Try(func() {
+		if l.UDPTable.Known {
 			if t := w.Follow(n.addr, l.UDPTable); w.OK() {
 				r.udpTable(kindUDP, t)
 			}
-		})
-	}
-	if l.UnixBuckets.Known {
-		unix = w.Try(func() {
+		}
+	})
+	unix := w.Try(func() {
+		if l.UnixBuckets.Known {
 			if b := w.Follow(n.addr, l.UnixBuckets); w.OK() && b != 0 {
 				r.unixTable(b)
 			}
-		})
-	}
+		}
+	})
 	if l.PacketList.Known {
 		r.packetList(w.At(n.addr, l.PacketList))
 	}
-	for _, err := range []error{n.inumErr, n.nextErr, tcp, udp, unix} {
-		if n.tabErr = err; err != nil {
-			return
-		}
-	}
+	return cmp.Or(tcp, udp, unix)
 }
 
 // checkNets compares the namespaces that were met with the list of all.

@@ -146,10 +146,12 @@ type sockReader struct {
 	inodeUID bool     // the uid shown is the inode's: before 6.17
 	ids      *pidsWork
 	nets     *netListWork
+	tables   func(w *kernel.Walk, n *netWork) error // enters what a namespace holds
 }
 
 func newSockReader(v *kernel.View) (*sockReader, error) {
 	r := &sockReader{v: v, q: newWorkQueue(v)}
+	r.tables = r.socketTables
 	k := v.Kernel
 	for _, bind := range []func() error{
 		func() (err error) { r.l, err = kernel.Layout[sockLayout](k); return },

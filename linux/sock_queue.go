@@ -35,6 +35,7 @@ const (
 	workNetlink
 	workTable
 	workChain
+	workDev
 	workSock // and above: workSock + sockKind
 )
 
