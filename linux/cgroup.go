@@ -71,8 +71,8 @@ const (
 
 // Bounds: a machine has one hierarchy for each controller at most, besides named ones.
 const (
-	maxHierarchies = 1 << 10
-	maxCgroups     = 1 << 18
+	maxHierarchies = 64
+	maxCgroups     = 1 << 17
 	maxCgroupDepth = 1 << 10
 )
 
@@ -88,7 +88,7 @@ func Cgroups(v *kernel.View) ([]Cgroup, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &cgroupReader{v: v, l: l, pids: map[mem.Virt][]int{}, seen: map[mem.Virt]bool{}}
+	r := &cgroupReader{v: v, l: l, pids: map[mem.Virt][]int{}, seen: map[mem.Virt]bool{}, kids: budget{maxCgroups}}
 	// The groups processes are in are met first, all at once; the lists that join
 	// groups to their parents then lead through memory that is here already.
 	if err := r.ofTasks(tasks); err != nil {
@@ -119,6 +119,7 @@ type cgroupReader struct {
 	hidden      uint64 // controllers that v2's root does not show
 	threaded    uint64 // controllers that work in threaded groups
 	rows        []*cgroupRow
+	kids        budget // children met
 }
 
 // controller is a struct cgroup_subsys.
@@ -134,6 +135,7 @@ type cgroupRow struct {
 	children []mem.Virt
 	name     string
 	parent   *cgroupRow
+	held     uint64
 }
 
 // ofTasks notes which groups the processes are in.
@@ -314,6 +316,7 @@ func (r *cgroupReader) descend(level []*cgroupRow) (next []*cgroupRow, err error
 func (r *cgroupReader) read(w *kernel.Walk, row *cgroupRow) {
 	l, g := r.l, row.Addr
 	row.Errors, row.children, row.Populated, row.Frozen = []string{}, nil, nil, nil
+	r.kids.back(&row.held)
 	try := func(part string, f func()) {
 		if s := message(part, w.Try(f)); s != "" {
 			row.Errors = append(row.Errors, s)
@@ -351,10 +354,7 @@ func (r *cgroupReader) read(w *kernel.Walk, row *cgroupRow) {
 		w.Guard(self, l.Children)
 		list(w, w.At(self, l.Children), func(node mem.Virt) bool {
 			row.children = append(row.children, w.Ptr(node-mem.Virt(l.Sibling.Offset), l.CSSGroup))
-			if len(row.children) > maxCgroups {
-				w.Failf("children: %w", kernel.ErrTooLong)
-			}
-			return w.OK()
+			return r.kids.take(w, &row.held, 1) && w.OK()
 		})
 	})
 }

@@ -39,11 +39,13 @@ func Env(v *kernel.View, pid int) ([]Environment, error) {
 	if err != nil {
 		return nil, err
 	}
-	rows := make([]Environment, len(tasks))
+	rows, held := make([]Environment, len(tasks)), make([]uint64, len(tasks))
+	total := budget{maxAllEnv}
 	err = v.Each(len(tasks), func(i int, w *kernel.Walk) {
 		t := &tasks[i]
+		total.back(&held[i])
 		row := Environment{PID: t.PID, Comm: t.Comm, Env: []string{}, Errors: []string{}, Moved: t.Moved}
-		err := w.Try(func() { row.Raw = l.environ(w, t.MM) })
+		err := w.Try(func() { row.Raw = l.environ(w, t.MM, &total, &held[i]) })
 		if s := message("env", err); s != "" {
 			row.Errors = append(slices.Clone(t.Errors), s)
 		}
@@ -55,8 +57,11 @@ func Env(v *kernel.View, pid int) ([]Environment, error) {
 	return rows, err
 }
 
+// maxAllEnv bounds the environments of all processes together, in bytes.
+const maxAllEnv = 32 << 20
+
 // environ returns what /proc/PID/environ holds.
-func (l *mmLayout) environ(w *kernel.Walk, mm mem.Virt) []byte {
+func (l *mmLayout) environ(w *kernel.Walk, mm mem.Virt, total *budget, held *uint64) []byte {
 	if mm == 0 {
 		return nil
 	}
@@ -67,6 +72,9 @@ func (l *mmLayout) environ(w *kernel.Walk, mm mem.Virt) []byte {
 	}
 	if end-start > maxArgs {
 		w.Failf("%d bytes of environment: %w", end-start, kernel.ErrTooLong)
+		return nil
+	}
+	if !total.take(w, held, end-start) {
 		return nil
 	}
 	space, err := w.View().Process(w.Ptr(mm, l.PGD))

@@ -63,14 +63,17 @@ const moduleRefBase = 1
 
 // maxModules bounds the modules of a kernel: their memory is 1 GiB, and each has
 // more than a page of it.
-const maxModules = 1 << 16
+const maxModules = 1 << 13
+
+// maxModuleUses bounds the uses of one module by another, of all modules together.
+const maxModuleUses = 1 << 16
 
 // Modules lists the kernel's modules in the order of /proc/modules, which is that
 // of the kernel's list, newest first. What the list lacks but the tree the kernel
 // finds modules by address in, or sysfs, has comes behind it, and is a finding; so
 // is a live module that only the list has.
 func Modules(v *kernel.View) ([]Module, error) {
-	r := &moduleReader{v: v}
+	r := &moduleReader{v: v, uses: budget{maxModuleUses}}
 	var err error
 	if r.l, err = kernel.Layout[moduleLayout](v.Kernel); err != nil {
 		return nil, err
@@ -93,8 +96,9 @@ func Modules(v *kernel.View) ([]Module, error) {
 }
 
 type moduleReader struct {
-	v *kernel.View
-	l *moduleLayout
+	v    *kernel.View
+	l    *moduleLayout
+	uses budget
 }
 
 // moduleRow is a module while it is being read.
@@ -177,8 +181,14 @@ func inOrder(order []mem.Virt, rows []moduleRow) []moduleRow {
 
 // read reads the modules at addrs.
 func (r *moduleReader) read(addrs []mem.Virt) ([]moduleRow, error) {
-	rows := make([]moduleRow, len(addrs))
-	err := r.v.Each(len(addrs), func(i int, w *kernel.Walk) { rows[i] = r.module(w, addrs[i]) },
+	rows, held := make([]moduleRow, len(addrs)), make([]uint64, len(addrs))
+	if len(addrs) > maxModules {
+		return nil, fmt.Errorf("%d modules: %w", len(addrs), kernel.ErrTooLong)
+	}
+	err := r.v.Each(len(addrs), func(i int, w *kernel.Walk) {
+		r.uses.back(&held[i])
+		rows[i] = r.module(w, addrs[i], &held[i])
+	},
 		func(i int) { rows[i].Moved = true })
 	return rows, err
 }
@@ -203,7 +213,7 @@ func (r *moduleReader) listed() (order []mem.Virt, err error) {
 }
 
 // module reads the struct module at m (kernel/module/procfs.c, m_show).
-func (r *moduleReader) module(w *kernel.Walk, m mem.Virt) (row moduleRow) {
+func (r *moduleReader) module(w *kernel.Walk, m mem.Virt, held *uint64) (row moduleRow) {
 	l := r.l
 	row.Addr, row.UsedBy, row.Errors = m, []string{}, []string{}
 	fail := func(part string, err error) {
@@ -228,7 +238,7 @@ func (r *moduleReader) module(w *kernel.Walk, m mem.Virt) (row moduleRow) {
 				row.Refcount = &n
 			}
 		}))
-		fail("used_by", w.Try(func() { row.UsedBy = r.users(w, m) }))
+		fail("used_by", w.Try(func() { row.UsedBy = r.users(w, m, held) }))
 	}
 	return row
 }
@@ -250,14 +260,14 @@ func (r *moduleReader) memory(w *kernel.Walk, m mem.Virt) (base mem.Virt, size u
 }
 
 // users returns the names of the modules that use m, in the kernel's order.
-func (r *moduleReader) users(w *kernel.Walk, m mem.Virt) []string {
+func (r *moduleReader) users(w *kernel.Walk, m mem.Virt, held *uint64) []string {
 	l := r.l
 	names := []string{}
 	w.Guard(m, l.Sources)
 	list(w, w.At(m, l.Sources), func(node mem.Virt) bool {
 		use := node - mem.Virt(l.Link.Offset)
 		names = append(names, w.Text(w.Ptr(use, l.Source), l.Name))
-		return len(names) <= maxModules
+		return r.uses.take(w, held, 1)
 	})
 	if w.Ptr(m, l.Init) != 0 && w.Ptr(m, l.Exit) == 0 {
 		names = append(names, "[permanent]")

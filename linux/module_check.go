@@ -144,7 +144,7 @@ func (r *moduleReader) sysfs(w *kernel.Walk, found map[mem.Virt]bool) {
 func (r *moduleReader) compare(s *moduleSet) {
 	odd := s.oddities()
 	if len(odd) > 0 && r.v.Source().Info().Live {
-		again := &moduleReader{v: r.v.Kernel.View(r.v.Snapshot().Context(), mem.Options{}), l: r.l}
+		again := &moduleReader{v: r.v.Kernel.View(r.v.Snapshot().Context(), mem.Options{}), l: r.l, uses: budget{maxModuleUses}}
 		second, err := again.gather()
 		if err != nil {
 			r.v.Find("modules", "a second look failed: %v", err)

@@ -91,7 +91,7 @@ const (
 )
 
 // maxNamespaces bounds the namespaces of a machine.
-const maxNamespaces = 1 << 18
+const maxNamespaces = 1 << 16
 
 // Namespaces lists the machine's namespaces by kind and inode: those of its
 // threads, those they came from or belong to, and network namespaces that no

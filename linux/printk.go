@@ -60,7 +60,8 @@ type printkLayout struct {
 const (
 	maxLogDescBits = 26
 	maxLogSizeBits = 31
-	maxLogRecords  = 1 << 20
+	maxLogRecords  = 1 << 18 // the newest of more
+	maxLogText     = 32 << 20
 )
 
 // Parts of a descriptor's state word, and logical positions that stand for none.
@@ -95,13 +96,19 @@ func Dmesg(v *kernel.View) ([]LogRecord, error) {
 	}
 	type row struct {
 		LogRecord
-		ok  bool
-		err error
+		ok   bool
+		err  error
+		held uint64
+	}
+	if ring.n > maxLogRecords {
+		v.Find("log", "its %d oldest records are left out", ring.n-maxLogRecords)
+		ring.tail, ring.n = ring.tail+ring.n-maxLogRecords, maxLogRecords
 	}
 	rows := make([]row, ring.n)
 	err = v.Each(int(ring.n), func(i int, w *kernel.Walk) {
+		ring.total.back(&rows[i].held)
 		rows[i] = row{}
-		rows[i].LogRecord, rows[i].ok = ring.record(w, (ring.tail+uint64(i))&logIDMask)
+		rows[i].LogRecord, rows[i].ok = ring.record(w, (ring.tail+uint64(i))&logIDMask, &rows[i].held)
 		rows[i].err = w.Err()
 	}, func(i int) { rows[i].Moved = true })
 	if err != nil {
@@ -132,6 +139,7 @@ type logRing struct {
 	descMask     uint64
 	sizeBits     uint64
 	tail, n      uint64 // id of the oldest descriptor in use, and how many are
+	total        budget // of text
 }
 
 // readLogRing reads the ring that the kernel's "prb" points to.
@@ -156,7 +164,9 @@ func readLogRing(w *kernel.Walk, l *printkLayout) logRing {
 	}
 	r.descMask, r.tail = 1<<bits-1, tail&logIDMask
 	r.n = (head-tail)&logIDMask + 1
-	if r.n > r.descMask+1 || r.n > maxLogRecords {
+	// Records do not overlap, but for those that come while others are read.
+	r.total.left = min(uint64(2)<<r.sizeBits, maxLogText)
+	if r.n > r.descMask+1 {
 		w.Failf("ring buffer at %v: records %#x to %#x: %w", rb, tail, head, kernel.ErrTooLong)
 	}
 	return r
@@ -164,7 +174,7 @@ func readLogRing(w *kernel.Walk, l *printkLayout) logRing {
 
 // record reads the record whose descriptor has the given id; false when there is
 // none that a reader could have.
-func (r *logRing) record(w *kernel.Walk, id uint64) (rec LogRecord, ok bool) {
+func (r *logRing) record(w *kernel.Walk, id uint64, held *uint64) (rec LogRecord, ok bool) {
 	l := r.l
 	desc := r.descs + mem.Virt(id&r.descMask*uint64(l.Desc.Size))
 	info := r.infos + mem.Virt(id&r.descMask*uint64(l.Info.Size))
@@ -183,6 +193,9 @@ func (r *logRing) record(w *kernel.Walk, id uint64) (rec LogRecord, ok bool) {
 	}
 	if rec.Seq&r.descMask != id&r.descMask {
 		w.Failf("sequence number %d in the place of %d", rec.Seq, id&r.descMask)
+		return rec, false
+	}
+	if !r.total.take(w, held, length) {
 		return rec, false
 	}
 	rec.Text, ok = r.text(w, id, begin, next, length)
