@@ -108,9 +108,6 @@ type mapLayout struct {
 	LockSeq    btf.Field `btf:"mm_struct.mm_lock_seq ?"` // since 6.4: grows with every change
 	Maple      btf.Field `btf:"mm_struct.mm_mt ?"`       // since 6.1
 	Tree       btf.Field `btf:"mm_struct.mm_rb ?"`       // before
-	RBRoot     btf.Field `btf:"rb_root.rb_node"`
-	RBLeft     btf.Field `btf:"rb_node.rb_left"`
-	RBRight    btf.Field `btf:"rb_node.rb_right"`
 	Node       btf.Field `btf:"vm_area_struct.vm_rb ?"`
 	Next       btf.Field `btf:"vm_area_struct.vm_next ?"`
 	Prev       btf.Field `btf:"vm_area_struct.vm_prev ?"`
@@ -150,6 +147,7 @@ type mapReader struct {
 	task  *taskLayout
 	ns    *reaperLayout
 	maple *mapleLayout // nil before 6.1
+	rb    *rbLayout
 }
 
 func newMapReader(v *kernel.View) (*mapReader, error) {
@@ -168,6 +166,9 @@ func newMapReader(v *kernel.View) (*mapReader, error) {
 		return nil, err
 	}
 	if r.ns, err = kernel.Layout[reaperLayout](v.Kernel); err != nil {
+		return nil, err
+	}
+	if r.rb, err = kernel.Layout[rbLayout](v.Kernel); err != nil {
 		return nil, err
 	}
 	switch {

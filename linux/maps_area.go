@@ -118,8 +118,8 @@ func (r *mapReader) mapleAreas(w *kernel.Walk, mm mem.Virt) (areas []area) {
 // treeAreas returns the areas in a red-black tree, and holds them against the list
 // of the same areas, which is what the kernel prints.
 func (r *mapReader) treeAreas(w *kernel.Walk, mm mem.Virt) []area {
-	t := rbWalk{w: w, l: r.l}
-	err := w.Try(func() { t.node(w.Pointer(w.At(mm, r.l.Tree)+mem.Virt(r.l.RBRoot.Offset)), 0) })
+	t := rbWalk{w: w, l: r.rb}
+	err := w.Try(func() { t.tree(w.At(mm, r.l.Tree)) })
 	if errors.Is(err, mem.ErrPending) {
 		r.neighboursAhead(w, t.out)
 	}
@@ -169,41 +169,6 @@ func (r *mapReader) neighboursAhead(w *kernel.Walk, nodes []mem.Virt) {
 			})
 		}
 	}
-}
-
-// rbWalk visits a red-black tree (include/linux/rbtree.h) in order.
-type rbWalk struct {
-	w   *kernel.Walk
-	l   *mapLayout
-	out []mem.Virt
-	n   int
-}
-
-// A red-black tree of n nodes is at most 2 log2(n+1) deep.
-const (
-	maxRBNodes = maxList
-	maxRBDepth = 42
-)
-
-func (t *rbWalk) node(n mem.Virt, depth int) {
-	w := t.w
-	if n == 0 || !w.OK() {
-		return
-	}
-	if t.n++; t.n > maxRBNodes || depth > maxRBDepth {
-		w.Failf("tree node %v: %w", n, kernel.ErrTooLong)
-		return
-	}
-	left, right := w.Ptr(n, t.l.RBLeft), w.Ptr(n, t.l.RBRight)
-	if !w.OK() {
-		return
-	}
-	// The right side too before giving up on the left: their pages come in one round.
-	leftErr := w.Try(func() { t.node(left, depth+1) })
-	t.out = append(t.out, n)
-	rightErr := w.Try(func() { t.node(right, depth+1) })
-	w.Fail(leftErr)
-	w.Fail(rightErr)
 }
 
 // describe fills in what the areas hold besides where they lie.

@@ -58,7 +58,7 @@ func pathText(w *kernel.Walk, l *pathLayout, p, root path) (text string, deleted
 		}
 	}
 	deleted = w.Uint(p.dentry, l.HashPprev) == 0 && !isRoot
-	text = treePath(w, l, p, root)
+	text, _ = treePath(w, l, p, root)
 	if deleted {
 		text += " (deleted)"
 	}
@@ -66,9 +66,10 @@ func pathText(w *kernel.Walk, l *pathLayout, p, root path) (text string, deleted
 }
 
 // treePath climbs from p to root, through mounts, and joins the names it meets.
+// reached tells that it came to root, not to the top of another tree.
 // What a step does not need is read even when something before it could not be:
 // then all of it comes in one round.
-func treePath(w *kernel.Walk, l *pathLayout, p, root path) string {
+func treePath(w *kernel.Walk, l *pathLayout, p, root path) (text string, reached bool) {
 	var names []string
 	var failed error
 	try := func(part func()) {
@@ -86,6 +87,7 @@ func treePath(w *kernel.Walk, l *pathLayout, p, root path) string {
 		}
 		vfs := mnt + mem.Virt(l.Mount.Offset)
 		if d == root.dentry && vfs == root.mnt {
+			reached = true
 			break
 		}
 		var top mem.Virt
@@ -107,7 +109,7 @@ func treePath(w *kernel.Walk, l *pathLayout, p, root path) string {
 		d = parent
 	}
 	w.Fail(failed)
-	return join(names)
+	return join(names), reached
 }
 
 // mountsAhead reads what leads from mnt to the top of its tree, for a climb that
