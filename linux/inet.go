@@ -74,13 +74,15 @@ func (r *sockReader) beginInet() error {
 	}
 	for kind, name := range map[sockKind]string{kindRaw: "raw_v4_hashinfo", kindRaw6: "raw_v6_hashinfo"} {
 		t, err := r.v.Symbol(name)
-		if err != nil {
-			if kind == kindRaw6 && !r.l.Saddr6.Known {
-				continue
-			}
+		switch {
+		case err == nil:
+			r.arrayTable(kind, t, r.inet.RawHash)
+		case kind == kindRaw6 && !r.l.Saddr6.Known: // no IPv6 at all
+		case kind == kindRaw6: // IPv6 is a module, whose symbols are its own
+			r.v.Find("raw6 sockets", "not listed: %v", err)
+		default:
 			return err
 		}
-		r.arrayTable(kind, t, r.inet.RawHash)
 	}
 	if t, err := r.v.Symbol("ping_table"); err == nil && r.inet.PingHash.Known {
 		r.arrayTable(kindPing, t, r.inet.PingHash)

@@ -198,9 +198,15 @@ type sockWork struct {
 	err  error // why it is no socket at all
 }
 
-// sock returns the work that reads the socket at addr as one of kind.
+// sock returns the work that reads the socket at addr as one of kind, nil when
+// there are too many.
 func (r *sockReader) sock(kind sockKind, addr mem.Virt) *sockWork {
+	if r.q.socks == maxSockets {
+		r.q.full = true
+		return nil
+	}
 	return enqueue(r.q, workSock+workKind(kind), addr, func() *sockWork {
+		r.q.socks++
 		return &sockWork{r: r, kind: kind, addr: addr}
 	})
 }
@@ -303,11 +309,14 @@ func (r *sockReader) collect() []Socket {
 			r.v.Find(fmt.Sprintf("%v table %v", t.kind, t.addr), "%v", t.err)
 		}
 		for _, c := range t.chains {
-			if c.err != nil {
-				r.v.Find(fmt.Sprintf("%v table %v, chain at %v", t.kind, t.addr, c.head), "%v", c.err)
+			switch name := fmt.Sprintf("%v table %v, chain at %v", t.kind, t.addr, c.head); {
+			case c.err != nil:
+				r.v.Find(name, "%v", c.err)
+			case r.q.hasMoved(workChain, c.head):
+				r.v.Find(name, "kept changing while it was read: sockets may be missing")
 			}
 			for _, s := range c.socks {
-				if s == nil || taken[s] {
+				if taken[s] {
 					continue
 				}
 				taken[s] = true

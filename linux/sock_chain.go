@@ -1,6 +1,8 @@
 package linux
 
 import (
+	"fmt"
+
 	"github.com/umbravm/umbra/btf"
 	"github.com/umbravm/umbra/kernel"
 	"github.com/umbravm/umbra/mem"
@@ -8,7 +10,7 @@ import (
 
 // Bounds of hash tables: buckets of one, and bytes of it read at a time.
 const (
-	maxBuckets  = 1 << 24
+	maxBuckets  = 1 << 22
 	bucketChunk = 1 << 18
 )
 
@@ -57,12 +59,13 @@ func (c *sockChain) run(w *kernel.Walk) {
 			w.Failf("entry %v: %w", p, kernel.ErrLoop)
 			break
 		}
-		if len(seen) == maxList {
+		seen[p] = struct{}{}
+		s := c.t.r.sock(c.t.kind, p-mem.Virt(c.t.node))
+		if s == nil {
 			w.Fail(kernel.ErrTooLong)
 			break
 		}
-		seen[p] = struct{}{}
-		c.socks = append(c.socks, c.t.r.sock(c.t.kind, p-mem.Virt(c.t.node)))
+		c.socks = append(c.socks, s)
 		w.Guard(p, link)
 		p = w.Pointer(p)
 	}
@@ -78,7 +81,7 @@ func buckets(w *kernel.Walk, base mem.Virt, n, stride, off uint64) (heads []mem.
 	}
 	var missed error
 	each := bucketChunk / stride
-	for first := uint64(0); first < n && w.OK(); first += each {
+	for first := uint64(0); first < n && len(heads) <= maxWork; first += each {
 		count := min(each, n-first)
 		at := base + mem.Virt(first*stride)
 		// All of it, before giving up: then its pages come in one round.
@@ -94,6 +97,11 @@ func buckets(w *kernel.Walk, base mem.Virt, n, stride, off uint64) (heads []mem.
 			missed = err
 		}
 	}
-	w.Fail(missed)
+	if missed == nil && len(heads) > maxWork {
+		missed = fmt.Errorf("hash table at %v: more than %d buckets in use: %w", base, maxWork, kernel.ErrTooLong)
+	}
+	if missed != nil {
+		w.Fail(missed)
+	}
 	return heads
 }

@@ -92,12 +92,16 @@ type sockFD struct {
 }
 
 func (f *filesWork) run(w *kernel.Walk) {
+	f.r.q.held -= len(f.fds)
 	f.fds = f.fds[:0]
 	for _, o := range fdTable(w, f.r.fds, f.addr) {
 		x := enqueue(f.r.q, workFile, o.File, func() *fileWork { return &fileWork{r: f.r, addr: o.File} })
 		if x != nil {
 			f.fds = append(f.fds, sockFD{o.FD, x})
 		}
+	}
+	if f.r.q.held += len(f.fds); f.r.q.held > maxHeld {
+		f.r.q.full = true
 	}
 	f.err = w.Err()
 }

@@ -7,9 +7,14 @@ import (
 	"github.com/umbravm/umbra/mem"
 )
 
-// maxWork bounds the objects one answer about the network is made of. A server
-// with a million connections stays below it.
-const maxWork = 1 << 22
+// Bounds of one answer about the network: the objects it is made of, sockets among
+// them, and entries of descriptor tables. A hostile machine can let any number of
+// tables lead to the same memory.
+const (
+	maxWork    = 1 << 20
+	maxSockets = 1 << 18
+	maxHeld    = 1 << 21
+)
 
 // work is one object, or a chain of them, to be read. It may be run several times,
 // each time from its start: what it found is that of the last run.
@@ -47,6 +52,8 @@ type workQueue struct {
 	index map[workKey]int
 	moved map[int]bool
 	full  bool
+	socks int
+	held  int
 }
 
 func newWorkQueue(v *kernel.View) *workQueue {
@@ -76,7 +83,7 @@ func (q *workQueue) run() error {
 		func(i int, w *kernel.Walk) { q.all[i].run(w) },
 		func(i int) { q.moved[i] = true })
 	if err == nil && q.full {
-		err = fmt.Errorf("more than %d objects: %w", maxWork, kernel.ErrTooLong)
+		err = fmt.Errorf("more than %d sockets, or %d objects: %w", maxSockets, maxWork, kernel.ErrTooLong)
 	}
 	return err
 }

@@ -8,12 +8,12 @@ import (
 	"github.com/umbravm/umbra/mem"
 )
 
-// unixLayout is include/net/af_unix.h.
+// unixLayout is include/net/af_unix.h. It is the module's where unix is one.
 type unixLayout struct {
-	Addr btf.Field `btf:"unix_sock.addr"`
-	Len  btf.Field `btf:"unix_address.len"`
-	Name btf.Field `btf:"unix_address.name"`
-	Path btf.Field `btf:"sockaddr_un.sun_path"`
+	Addr btf.Field `btf:"unix_sock.addr ?"`
+	Len  btf.Field `btf:"unix_address.len ?"`
+	Name btf.Field `btf:"unix_address.name ?"`
+	Path btf.Field `btf:"sockaddr_un.sun_path ?"`
 }
 
 // unixBuckets is twice UNIX_HASH_SIZE until 5.18, UNIX_HASH_SIZE since.
