@@ -55,3 +55,26 @@ type Value struct {
 	Addr *mem.Virt `json:"address"` // nil of what is no object in memory
 	Node Node      `json:"value"`
 }
+
+// Address returns what an expression points to, if it is a pointer, or else the
+// address of the object it names. A symbol alone is its address.
+func (v *View) Address(expr string) (mem.Virt, error) {
+	tree, err := parseExpr(expr)
+	if err != nil {
+		return 0, fmt.Errorf("expression %q: %w", expr, err)
+	}
+	if tree.op == opName {
+		return v.Symbol(tree.name)
+	}
+	value, err := v.Eval(expr)
+	if err != nil {
+		return 0, err
+	}
+	if p, ok := value.Node.Scalar.(mem.Virt); ok {
+		return p, nil
+	}
+	if value.Addr == nil {
+		return 0, fmt.Errorf("expression %q: it has no address", expr)
+	}
+	return *value.Addr, nil
+}

@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"github.com/umbravm/umbra/source/replay"
 )
 
 // app is one run of the program: its flags and where it prints.
@@ -18,6 +20,9 @@ type app struct {
 	stdoutTTY, stderrTTY bool
 	attachFlags          attachFlags
 	stats                bool
+
+	// using, when set, is the source that commands use instead of opening one.
+	using *replay.Recorder
 }
 
 // Command groups, as help lists them.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -49,6 +48,9 @@ func (a *app) open(cmd *cobra.Command, target string) (source.Source, error) {
 	if err != nil {
 		return nil, err
 	}
+	if a.using != nil {
+		return borrowed{a.using}, nil
+	}
 	return all.Open(cmd.Context(), target, opts.Source)
 }
 
@@ -57,6 +59,9 @@ func (a *app) attach(cmd *cobra.Command, target string) (*umbra.Machine, error) 
 	opts, err := a.attachFlags.options(cmd)
 	if err != nil {
 		return nil, err
+	}
+	if a.using != nil {
+		return umbra.AttachSource(cmd.Context(), borrowed{a.using}, opts)
 	}
 	return umbra.Attach(cmd.Context(), target, opts)
 }
@@ -75,6 +80,12 @@ func (a *app) withView(cmd *cobra.Command, target string, read func(m *umbra.Mac
 	v := m.Kernel.View(cmd.Context(), mem.Options{})
 	err = read(m, v)
 	took := time.Since(begun)
+	if err != nil && m.Source.Info().Live && cmd.Context().Err() == nil {
+		// Perhaps the machine is not what it was.
+		if gone := m.Kernel.Check(cmd.Context()); errors.Is(gone, kernel.ErrRebooted) || errors.Is(gone, mem.ErrGone) {
+			err = errors.Join(gone, err)
+		}
+	}
 	done()
 	err = errors.Join(err, m.Close())
 	if a.stats {
@@ -149,13 +160,4 @@ func (a *app) status(what string) (done func()) {
 		cancel()
 		<-gone
 	}
-}
-
-// readable tells early whether a file that a flag names can be opened.
-func readable(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return f.Close()
 }

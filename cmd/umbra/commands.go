@@ -10,7 +10,10 @@ func (a *app) commands() []*cobra.Command {
 		psCommand(a),
 		socketsCommand(a),
 		filesCommand(a),
+		mapsCommand(a),
+		mountsCommand(a),
 		modulesCommand(a),
+		netdevsCommand(a),
 		dmesgCommand(a),
 		envCommand(a),
 		namespacesCommand(a),
@@ -18,5 +21,8 @@ func (a *app) commands() []*cobra.Command {
 		symbolsCommand(a),
 		typeCommand(a),
 		printCommand(a),
+		readCommand(a),
+		dumpCommand(a),
+		recordCommand(a),
 	}
 }

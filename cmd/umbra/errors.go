@@ -35,6 +35,16 @@ func usagef(cmd *cobra.Command, format string, args ...any) error {
 	return &usageError{fmt.Errorf(format, args...), fmt.Sprintf("see %s --help", cmd.CommandPath())}
 }
 
+// hintError is an error that the command line knows a way out of.
+type hintError struct {
+	err  error
+	hint string
+}
+
+func (e *hintError) Error() string    { return e.err.Error() }
+func (e *hintError) Unwrap() error    { return e.err }
+func (e *hintError) HintLine() string { return e.hint }
+
 // errFindings ends a command whose answer stands but came with findings, which
 // have been printed.
 var errFindings = errors.New("something does not add up")

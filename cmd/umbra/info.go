@@ -51,6 +51,13 @@ same ones, and one whose tables were tampered with does not.`,
 			if err != nil {
 				return err
 			}
+			changed, err := v.Tampered()
+			if err != nil {
+				return err
+			}
+			for _, f := range changed {
+				v.Find(f.Object, "%s", f.What)
+			}
 			return table.WriteObject(a.stdout, info, opts)
 		})
 	}

@@ -9,9 +9,14 @@ import (
 	"syscall"
 
 	"golang.org/x/term"
+
+	"github.com/umbravm/umbra/source/qemu"
 )
 
-func main() { os.Exit(run()) }
+func main() {
+	qemu.RunWatchdogIfAsked()
+	os.Exit(run())
+}
 
 // run is the program, with its exit status for a result.
 func run() int {
