@@ -166,34 +166,33 @@ func (r *fileReader) tables(tasks []Task) (map[mem.Virt]*openTable, error) {
 			addrs = append(addrs, t.Files)
 		}
 	}
-	err := r.v.Each(len(addrs), func(i int, w *kernel.Walk) {
+	err := r.v.Each(len(addrs)+1, func(i int, w *kernel.Walk) {
+		if i == len(addrs) { // all paths are told from there, and each file's walk reads it again
+			_ = w.Try(func() { firstRoot(w, r.ns, r.task, r.path) })
+			return
+		}
 		fds := fdTable(w, r.fd, addrs[i])
 		*byAddr[addrs[i]] = openTable{fds: fds, err: w.Err()}
 		for _, fd := range fds {
 			fileAhead(w, r.l, r.path, fd.File)
 		}
-	}, func(i int) { byAddr[addrs[i]].moved = true })
+	}, func(i int) {
+		if i < len(addrs) {
+			byAddr[addrs[i]].moved = true
+		}
+	})
 	return byAddr, err
 }
 
 // fileAhead reads what a struct file's path and type come from, so that it comes
 // while other files are still being found. What it misses and is needed fails later.
 func fileAhead(w *kernel.Walk, l *fileLayout, p *pathLayout, file mem.Virt) {
-	const most = 8
 	if !w.View().Snapshot().Batching() {
 		return
 	}
 	_ = w.Try(func() { w.Ptr(w.Ptr(w.Ptr(file, l.Inode), l.Super), l.SuperMagic) })
-	_ = w.Try(func() {
-		d := w.Ptr(w.At(file, l.Path), p.Dentry)
-		for range most {
-			up := w.Ptr(d, p.Parent)
-			if up == d {
-				break
-			}
-			d = up
-		}
-	})
+	_ = w.Try(func() { dynamicName(w, p, w.Ptr(w.At(file, l.Path), p.Dentry)) })
+	_ = w.Try(func() { climbAhead(w, p, w.Ptr(w.At(file, l.Path), p.Dentry)) })
 	_ = w.Try(func() { mountsAhead(w, p, w.Ptr(w.At(file, l.Path), p.Mnt)-mem.Virt(p.Mount.Offset)) })
 }
 

@@ -181,6 +181,10 @@ func (r *mountReader) namespaces(tasks []Task) ([]*mountNamespace, error) {
 			of[i] = w.Follow(tasks[i].Nsp, r.l.MntNS)
 		}
 		errs[i] = w.Err()
+		if of[i] != 0 && w.View().Snapshot().Batching() {
+			_ = w.Try(func() { w.Word(w.Ptr(of[i], r.l.NSRoot)) })
+			_ = w.Try(func() { w.Ptr(w.Ptr(tasks[i].Addr, r.task.FS), r.task.Root) })
+		}
 	}, nil)
 	if err != nil {
 		return nil, err
@@ -209,17 +213,56 @@ func (r *mountReader) namespace(w *kernel.Walk, ns *mountNamespace) {
 	ns.inum = w.Uint(ns.addr, l.NSInum)
 	w.Guard(ns.addr, l.NSCount)
 	rootErr := w.Try(func() { ns.root = readPath(w, r.path, w.At(w.Ptr(ns.task, r.task.FS), r.task.Root)) })
-	if l.NSList.Known {
-		r.listed(w, ns)
-	} else {
-		t := rbWalk{w: w, l: r.rb}
-		t.tree(w.At(ns.addr, l.NSTree))
-		for _, n := range t.out {
-			ns.mounts = append(ns.mounts, n-mem.Virt(l.Node.Offset))
+	mountsErr := w.Try(func() {
+		if l.NSList.Known {
+			r.listed(w, ns)
+		} else {
+			r.inTree(w, ns)
 		}
+	})
+	if w.OK() {
+		r.ahead(w, ns.mounts) // also when only some were found: others' pages are on their way
 	}
 	w.Fail(rootErr)
-	ns.err = w.Err()
+	w.Fail(mountsErr)
+	if ns.err = w.Err(); ns.err != nil {
+		ns.mounts = nil
+	}
+}
+
+// inTree takes the mounts from a tree, which orders them by their unique id.
+func (r *mountReader) inTree(w *kernel.Walk, ns *mountNamespace) {
+	t := rbWalk{w: w, l: r.rb}
+	t.tree(w.At(ns.addr, r.l.NSTree))
+	for _, n := range t.out {
+		ns.mounts = append(ns.mounts, n-mem.Virt(r.l.Node.Offset))
+	}
+}
+
+// ahead reads what mounts lead to, so that it comes while other namespaces are still
+// being read. What it misses and is needed fails later.
+func (r *mountReader) ahead(w *kernel.Walk, mounts []mem.Virt) {
+	if !w.View().Snapshot().Batching() {
+		return
+	}
+	for _, m := range mounts {
+		vfs := m + mem.Virt(r.path.Mount.Offset)
+		parts := []func(){
+			func() { w.Word(w.Ptr(m, r.l.Devname) &^ 7) },
+			func() { w.Word(w.Ptr(w.Ptr(w.Ptr(vfs, r.l.Super), r.l.Type), r.l.TypeName) &^ 7) },
+			func() { w.Ptr(w.Ptr(w.Ptr(vfs, r.l.Super), r.l.Ops), r.l.ShowPath) },
+			func() { climbAhead(w, r.path, w.Ptr(vfs, r.path.MntRoot)) },
+			func() { climbAhead(w, r.path, w.Ptr(m, r.path.Mountpoint)) },
+			func() {
+				if master := w.Ptr(m, r.l.Master); master != 0 {
+					w.Ptr(w.Ptr(master, r.l.Share), r.l.Owner)
+				}
+			},
+		}
+		for _, part := range parts {
+			_ = w.Try(part)
+		}
+	}
 }
 
 // listed takes the mounts from a list, without the marks that readers of

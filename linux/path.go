@@ -112,6 +112,20 @@ func treePath(w *kernel.Walk, l *pathLayout, p, root path) (text string, reached
 	return join(names), reached
 }
 
+// climbAhead reads what leads from dentry to the root of its file system, with the
+// names on the way.
+func climbAhead(w *kernel.Walk, l *pathLayout, dentry mem.Virt) {
+	const most = 8
+	for range most {
+		_ = w.Try(func() { w.Word(w.Ptr(dentry, l.Name) &^ 7) })
+		up := w.Ptr(dentry, l.Parent)
+		if !w.OK() || up == dentry {
+			return
+		}
+		dentry = up
+	}
+}
+
 // mountsAhead reads what leads from mnt to the top of its tree, for a climb that
 // comes there later. What it misses and the climb needs fails there.
 func mountsAhead(w *kernel.Walk, l *pathLayout, mnt mem.Virt) {
