@@ -80,6 +80,7 @@ type sockLayout struct {
 	BoundIf   btf.Field `btf:"sock.__sk_common.skc_bound_dev_if"`
 	Net       btf.Field `btf:"sock.__sk_common.skc_net.net"`
 	Node      btf.Field `btf:"sock.__sk_common.skc_node"` // and skc_nulls_node
+	NodePrev  btf.Field `btf:"sock.__sk_common.skc_node.pprev"`
 	Listener  btf.Field `btf:"sock.__sk_common.skc_listener"`
 	Refs      btf.Field `btf:"sock.__sk_common.skc_refcnt"`
 	Socket    btf.Field `btf:"sock.sk_socket"`
@@ -101,8 +102,10 @@ type sockLayout struct {
 
 // Sockets lists the sockets of all network namespaces: those the kernel's tables
 // hold, which are what it shows under /proc/net. Who holds them comes from the
-// descriptor tables of all processes. A table that cannot be followed to its end
-// is a finding.
+// descriptor tables of all processes. A socket that a process holds and that says
+// it is in a table, which does not lead to it, is listed with an error that says
+// so: the table is damaged, or the socket came while it was read. A table that
+// cannot be followed to its end is a finding.
 func Sockets(v *kernel.View, opts SocketOptions) ([]Socket, error) {
 	r, err := newSockReader(v)
 	if err != nil {
@@ -117,7 +120,11 @@ func Sockets(v *kernel.View, opts SocketOptions) ([]Socket, error) {
 	if r.ids.err != nil {
 		return nil, fmt.Errorf("read the PID IDR: %w", r.ids.err)
 	}
-	out := r.collect()
+	extra, err := r.unlisted()
+	if err != nil {
+		return nil, fmt.Errorf("read sockets: %w", err)
+	}
+	out := r.collect(extra)
 	if opts.PID != 0 {
 		out = slices.DeleteFunc(out, func(s Socket) bool {
 			return !slices.ContainsFunc(s.Processes, func(h SockHolder) bool { return h.PID == opts.PID })
@@ -292,10 +299,10 @@ func (s *sockWork) readQueue(w *kernel.Walk) *uint32 {
 	return &n
 }
 
-// collect gathers what the chains hold now.
-func (r *sockReader) collect() []Socket {
+// collect gathers what the chains hold now, and extra.
+func (r *sockReader) collect(extra []*sockWork) []Socket {
 	holders := r.holders()
-	var out []Socket
+	out := []Socket{}
 	taken := make(map[*sockWork]bool)
 	for _, x := range r.q.all {
 		if n, ok := x.(*netlinkWork); ok && n.err != nil {
@@ -325,6 +332,13 @@ func (r *sockReader) collect() []Socket {
 					out = append(out, row)
 				}
 			}
+		}
+	}
+	for _, s := range extra {
+		if row, ok := r.row(s); ok && !taken[s] {
+			row.Errors = append(row.Errors, "held by a process, but not in the kernel's table")
+			row.Processes = append(row.Processes, holders[s.addr]...)
+			out = append(out, row)
 		}
 	}
 	r.checkNets()

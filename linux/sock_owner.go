@@ -108,22 +108,87 @@ func (f *filesWork) run(w *kernel.Walk) {
 
 // fileWork is an open file: the sock behind it when it is a socket.
 type fileWork struct {
-	r    *sockReader
-	addr mem.Virt
-	sk   mem.Virt
-	err  error
+	r      *sockReader
+	addr   mem.Virt
+	sk     mem.Virt
+	kind   sockKind
+	linked bool // the sock is of this kind and linked into its table
+	err    error
 }
 
 func (f *fileWork) run(w *kernel.Walk) {
-	f.sk = 0
+	f.sk, f.linked = 0, false
 	if w.Ptr(f.addr, f.r.l.FileOps) == f.r.fileOps && w.OK() {
 		f.sk = w.Follow(w.Follow(f.addr, f.r.l.FileData), f.r.l.SocketSK)
 		if w.OK() && f.sk != 0 {
 			// A table leads here too, often by a longer way: have the page by then.
-			w.Uint(f.sk, f.r.l.Family)
+			l := f.r.l
+			f.kind, f.linked = kindOf(w.Uint(f.sk, l.Family), w.Uint(f.sk, l.Type), w.Uint(f.sk, l.Protocol))
+			f.linked = f.linked && w.Uint(f.sk, l.NodePrev) != 0
 		}
 	}
 	f.err = w.Err()
+}
+
+// kindOf tells which table a socket is in once it is bound or connected; not ok for
+// those of families that are not listed, and netlink, which is not linked through sock.
+func kindOf(family, typ, protocol uint64) (kind sockKind, ok bool) {
+	const (
+		unix, packet                   = 1, 17
+		stream, dgram, raw             = 1, 2, 3
+		icmp, tcp, udp, icmp6, udpLite = 1, 6, 17, 58, 136
+	)
+	switch {
+	case family == unix:
+		return kindUnix, true
+	case family == packet:
+		return kindPacket, true
+	case family != familyInet && family != familyInet6:
+		return 0, false
+	case typ == raw && family == familyInet:
+		return kindRaw, true
+	case typ == raw:
+		return kindRaw6, true
+	case typ == stream && protocol == tcp:
+		return kindTCP, true
+	case typ != dgram:
+		return 0, false
+	case protocol == udp:
+		return kindUDP, true
+	case protocol == udpLite:
+		return kindUDPLite, true
+	case protocol == icmp, protocol == icmp6:
+		return kindPing, true
+	}
+	return 0, false
+}
+
+// unlisted returns the sockets that processes hold and that are linked into a
+// table which does not lead to them, each with a note of that.
+func (r *sockReader) unlisted() ([]*sockWork, error) {
+	inTable := make(map[mem.Virt]bool)
+	for _, x := range r.q.all {
+		if c, ok := x.(*sockChain); ok {
+			for _, s := range c.socks {
+				inTable[s.addr] = true
+			}
+		}
+	}
+	var out []*sockWork
+	for _, x := range r.q.all {
+		f, ok := x.(*fileWork)
+		if !ok || f.err != nil || !f.linked || inTable[f.sk] {
+			continue
+		}
+		inTable[f.sk] = true
+		if s := r.sock(f.kind, f.sk); s != nil {
+			out = append(out, s)
+		}
+	}
+	if len(out) == 0 {
+		return nil, nil
+	}
+	return out, r.q.run()
 }
 
 // holders returns who holds each sock, by pid and descriptor. A thread counts only

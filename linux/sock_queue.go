@@ -51,6 +51,7 @@ type workQueue struct {
 	all   []work
 	index map[workKey]int
 	moved map[int]bool
+	ran   int // works that have run
 	full  bool
 	socks int
 	held  int
@@ -77,11 +78,13 @@ func enqueue[T work](q *workQueue, kind workKind, addr mem.Virt, make func() T) 
 	return t
 }
 
-// run runs all works and those they lead to.
+// run runs all works that have not run yet and those they lead to.
 func (q *workQueue) run() error {
-	err := q.v.Grow(func() int { return len(q.all) },
-		func(i int, w *kernel.Walk) { q.all[i].run(w) },
-		func(i int) { q.moved[i] = true })
+	from := q.ran
+	err := q.v.Grow(func() int { return len(q.all) - from },
+		func(i int, w *kernel.Walk) { q.all[from+i].run(w) },
+		func(i int) { q.moved[from+i] = true })
+	q.ran = len(q.all)
 	if err == nil && q.full {
 		err = fmt.Errorf("more than %d sockets, or %d objects: %w", maxSockets, maxWork, kernel.ErrTooLong)
 	}
