@@ -78,9 +78,53 @@ const (
 // included. Records that are being written, and those whose text the buffer no
 // longer holds, are left out, as there.
 func Dmesg(v *kernel.View) ([]LogRecord, error) {
-	l, err := kernel.Layout[printkLayout](v.Kernel)
+	log, err := readLog(v)
+	// A machine that logs fast writes over records while they are read; when most
+	// were lost, what is there now is read.
+	for try := 1; err == nil && log.lost() && try < maxLogTries && v.Source().Info().Live; try++ {
+		log, err = readLog(v.Kernel.View(v.Snapshot().Context(), mem.Options{}))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("log: %w", err)
+	}
+	if log.lost() {
+		return nil, fmt.Errorf("log: %d of %d records were written over while they were read", log.recycled, log.recycled+len(log.records))
+	}
+	if log.older > 0 {
+		v.Find("log", "its %d oldest records are left out", log.older)
+	}
+	for _, f := range log.odd {
+		v.Find("log", "%s", f)
+	}
+	return log.records, nil
+}
+
+// maxLogTries is how often a log that is written over is read.
+const maxLogTries = 4
+
+// logRead is the log as read once.
+type logRead struct {
+	older    uint64 // records left out because there are too many
+	records  []LogRecord
+	recycled int // descriptors that were used again meanwhile
+	odd      []string
+}
+
+// lost tells whether most of the log was written over while it was read.
+func (r *logRead) lost() bool { return r.recycled > len(r.records) }
+
+// logRow is a record while it is being read.
+type logRow struct {
+	LogRecord
+	state recordState
+	err   error
+	held  uint64
+}
+
+func readLog(v *kernel.View) (*logRead, error) {
+	l, err := kernel.Layout[printkLayout](v.Kernel)
+	if err != nil {
+		return nil, err
 	}
 	var ring logRing
 	var boot *time.Time
@@ -92,43 +136,48 @@ func Dmesg(v *kernel.View) ([]LogRecord, error) {
 		}
 	})
 	if err != nil {
-		return nil, fmt.Errorf("log: %w", err)
+		return nil, err
 	}
-	type row struct {
-		LogRecord
-		ok   bool
-		err  error
-		held uint64
-	}
+	out := &logRead{}
 	if ring.n > maxLogRecords {
-		v.Find("log", "its %d oldest records are left out", ring.n-maxLogRecords)
-		ring.tail, ring.n = ring.tail+ring.n-maxLogRecords, maxLogRecords
+		out.older = ring.n - maxLogRecords
+		ring.tail, ring.n = ring.tail+out.older, maxLogRecords
 	}
-	rows := make([]row, ring.n)
-	err = v.Each(int(ring.n), func(i int, w *kernel.Walk) {
-		ring.total.back(&rows[i].held)
-		rows[i] = row{}
-		rows[i].LogRecord, rows[i].ok = ring.record(w, (ring.tail+uint64(i))&logIDMask, &rows[i].held)
-		rows[i].err = w.Err()
+	rows := make([]logRow, ring.n)
+	err = v.Each(len(rows), func(i int, w *kernel.Walk) {
+		row := &rows[i]
+		ring.total.back(&row.held)
+		*row = logRow{}
+		row.LogRecord, row.state = ring.record(w, (ring.tail+uint64(i))&logIDMask, &row.held)
+		row.err = w.Err()
 	}, func(i int) { rows[i].Moved = true })
 	if err != nil {
-		return nil, fmt.Errorf("log: %w", err)
+		return nil, err
 	}
-	out := make([]LogRecord, 0, len(rows))
+	out.collect(rows, boot)
+	return out, nil
+}
+
+// collect keeps the rows that are records.
+func (r *logRead) collect(rows []logRow, boot *time.Time) {
 	for i := range rows {
-		r := &rows[i]
+		row := &rows[i]
 		switch {
-		case r.err != nil:
-			v.Find("log", "record %d of %d: %v", i, len(rows), r.err)
-		case r.ok:
+		case row.err != nil:
+			r.odd = append(r.odd, fmt.Sprintf("record %d of %d: %v", i, len(rows), row.err))
+		case row.state == recordRecycled || row.Moved:
+			r.recycled++
+		case row.state == recordReadable:
 			if boot != nil {
-				at := boot.Add(time.Duration(r.Nanoseconds)).UTC()
-				r.Time = &at
+				at := boot.Add(time.Duration(row.Nanoseconds)).UTC()
+				row.Time = &at
 			}
-			out = append(out, r.LogRecord)
+			r.records = append(r.records, row.LogRecord)
 		}
 	}
-	return out, nil
+	if r.records == nil {
+		r.records = []LogRecord{}
+	}
 }
 
 // logRing is where the log lies.
@@ -172,34 +221,57 @@ func readLogRing(w *kernel.Walk, l *printkLayout) logRing {
 	return r
 }
 
-// record reads the record whose descriptor has the given id; false when there is
-// none that a reader could have.
-func (r *logRing) record(w *kernel.Walk, id uint64, held *uint64) (rec LogRecord, ok bool) {
+// recordState says what a descriptor stands for.
+type recordState int
+
+const (
+	recordNone     recordState = iota // being written, free, or its text is gone: a reader gets nothing
+	recordRecycled                    // used again since the ring was read
+	recordReadable
+)
+
+// record reads the record whose descriptor has the given id.
+func (r *logRing) record(w *kernel.Walk, id uint64, held *uint64) (rec LogRecord, state recordState) {
 	l := r.l
 	desc := r.descs + mem.Virt(id&r.descMask*uint64(l.Desc.Size))
 	info := r.infos + mem.Virt(id&r.descMask*uint64(l.Info.Size))
 	w.Guard(desc, l.State)
-	var state, begin, next, length uint64
+	var word, begin, next, length uint64
 	err := w.Try(func() {
-		state, begin, next = w.Uint(desc, l.State), w.Uint(desc, l.Begin), w.Uint(desc, l.Next)
+		word, begin, next = w.Uint(desc, l.State), w.Uint(desc, l.Begin), w.Uint(desc, l.Next)
 	})
 	infoErr := w.Try(func() { length = r.info(w, info, &rec) })
 	if err = firstError(err, infoErr); err != nil {
 		w.Fail(err)
-		return rec, false
+		return rec, recordNone
 	}
-	if state>>logStateShift != logFinalized || state&logIDMask != id {
-		return rec, false // being written, or free
-	}
-	if rec.Seq&r.descMask != id&r.descMask {
+	switch {
+	case word&logIDMask != id:
+		return rec, recordRecycled
+	case word>>logStateShift != logFinalized:
+		return rec, recordNone
+	case rec.Seq&r.descMask != id&r.descMask:
 		w.Failf("sequence number %d in the place of %d", rec.Seq, id&r.descMask)
-		return rec, false
+		return rec, recordNone
+	case !r.belong(rec.Seq, id):
+		return rec, recordRecycled
 	}
 	if !r.total.take(w, held, length) {
-		return rec, false
+		return rec, recordNone
 	}
-	rec.Text, ok = r.text(w, id, begin, next, length)
-	return rec, ok && w.OK()
+	var ok bool
+	if rec.Text, ok = r.text(w, id, begin, next, length); !ok || !w.OK() {
+		return rec, recordNone
+	}
+	return rec, recordReadable
+}
+
+// belong tells whether a sequence number and a descriptor's id are of one record.
+// Both grow by one with each; ids began one ring below 0 (DESC0_ID), which up to
+// 6.12 at least was computed in 32 bits.
+func (r *logRing) belong(seq, id uint64) bool {
+	first := -(r.descMask + 1)
+	return (id-seq)&logIDMask == first&logIDMask || id-seq == first&(1<<32-1)
 }
 
 // info reads a record's printk_info and returns the length of its text.
