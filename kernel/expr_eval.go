@@ -96,18 +96,19 @@ func (e *evaluator) name(name string) (operand, error) {
 		}
 		return operand{}, err
 	}
-	if text, ok := globalTypes[name]; ok {
-		base := strings.TrimRight(text, "* ")
-		t, err := e.typeNamed(base, strings.Count(text, "*"))
-		if err != nil {
-			return operand{}, err
-		}
-		return operand{typ: t, addr: addr, isObj: true}, nil
-	}
+	t, err := e.variableType(name)
+	return operand{typ: t, addr: addr, isObj: true}, err
+}
+
+// variableType returns the type of a variable, void when nothing tells it.
+func (e *evaluator) variableType(name string) (cbtf.Type, error) {
 	if t, err := e.types.Var(name); err == nil {
-		return operand{typ: t, addr: addr, isObj: true}, nil
+		return t, nil
 	}
-	return operand{typ: &cbtf.Void{}, addr: addr, isObj: true}, nil
+	if text, ok := globalTypes[name]; ok {
+		return e.typeNamed(strings.TrimRight(text, "* "), strings.Count(text, "*"))
+	}
+	return &cbtf.Void{}, nil
 }
 
 // isPerCPU tells whether an address lies in the template of per-CPU variables
@@ -150,13 +151,10 @@ func canonicalInt(name string) string {
 			return name
 		}
 	}
-	var out string
+	out := "int"
 	switch {
 	case count["char"] > 0:
-		out = "char"
-		if count["unsigned"] > 0 {
-			return "unsigned char"
-		}
+		return name // char, signed char and unsigned char are three types
 	case count["short"] > 0:
 		out = "short int"
 		if count["unsigned"] > 0 {
@@ -170,8 +168,6 @@ func canonicalInt(name string) string {
 		return long + " int"
 	case count["unsigned"] > 0:
 		out = "unsigned int"
-	default:
-		out = "int"
 	}
 	return out
 }
@@ -184,11 +180,14 @@ func (e *evaluator) member(x operand, name string) (operand, error) {
 			return operand{}, err
 		}
 	}
+	if _, void := cbtf.UnderlyingType(x.typ).(*cbtf.Void); void {
+		return operand{}, fmt.Errorf("object at %v: %w: cast its address, as in ((struct foo *)&name)->%s", x.addr, ErrNoTypeKnown, name)
+	}
 	m, off, ok := btf.Member(x.typ, name)
 	if !ok || !x.isObj {
 		return operand{}, fmt.Errorf("%s: %w: %q", typeText(x.typ), btf.ErrNoField, name)
 	}
-	if m.BitfieldSize > 56 {
+	if off%8+uint32(m.BitfieldSize) > 64 {
 		return operand{}, fmt.Errorf("%s.%s: %w: %d bits", typeText(x.typ), name, btf.ErrFormat, m.BitfieldSize)
 	}
 	return operand{typ: m.Type, addr: x.addr + mem.Virt(off/8), isObj: true,
@@ -224,7 +223,7 @@ func (e *evaluator) number(x operand) (uint64, error) {
 	case *cbtf.Pointer:
 		f.Size = 8
 	case *cbtf.Int:
-		f.Size, f.Signed = t.Size, t.Encoding == cbtf.Signed
+		f.Size, f.Signed = t.Size, isSigned(t)
 	case *cbtf.Enum:
 		f.Size, f.Signed = t.Size, t.Signed
 	case *cbtf.Void:
@@ -314,7 +313,7 @@ func (e *evaluator) cast(x operand, name string, stars int) (operand, error) {
 	switch u := cbtf.UnderlyingType(t).(type) {
 	case *cbtf.Pointer:
 	case *cbtf.Int:
-		n = truncate(n, u.Size, u.Encoding == cbtf.Signed)
+		n = truncate(n, u.Size, isSigned(u))
 	case *cbtf.Enum:
 		n = truncate(n, u.Size, u.Signed)
 	default:
@@ -334,5 +333,9 @@ func truncate(n uint64, size uint32, signed bool) uint64 {
 	}
 	return n << shift >> shift
 }
+
+// isSigned tells whether an integer is sign-extended. The BTF of 5.10 does not mark
+// signed char as signed.
+func isSigned(t *cbtf.Int) bool { return t.Encoding == cbtf.Signed || t.Name == "signed char" }
 
 func typeText(t cbtf.Type) string { return btf.Decl(t, "") }

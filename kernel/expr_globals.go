@@ -37,4 +37,14 @@ var globalTypes = map[string]string{
 	"page_offset_base":   "unsigned long", // arch/x86/kernel/head64.c
 	"vmalloc_base":       "unsigned long", // arch/x86/kernel/head64.c
 	"phys_base":          "unsigned long", // arch/x86/kernel/head_64.S
+
+	// Per-CPU ones, which the BTF of 5.10 does not tell either.
+	"runqueues":      "struct rq",               // kernel/sched/core.c
+	"current_task":   "struct task_struct *",    // arch/x86/kernel/cpu/common.c
+	"cpu_info":       "struct cpuinfo_x86",      // arch/x86/kernel/smpboot.c
+	"cpu_tss_rw":     "struct tss_struct",       // arch/x86/kernel/process.c
+	"cpu_tlbstate":   "struct tlb_state",        // arch/x86/mm/init.c
+	"hrtimer_bases":  "struct hrtimer_cpu_base", // kernel/time/hrtimer.c
+	"softnet_data":   "struct softnet_data",     // net/core/dev.c
+	"process_counts": "unsigned long",           // kernel/fork.c
 }

@@ -36,11 +36,8 @@ func (e *evaluator) perCPU(n *exprNode) (operand, error) {
 			return operand{}, err
 		}
 		if perCPU {
-			t, err := e.types.Var(n.x.name)
-			if err != nil {
-				t = &cbtf.Void{}
-			}
-			return operand{typ: t, addr: addr + offset, isObj: true}, nil
+			t, err := e.variableType(n.x.name)
+			return operand{typ: t, addr: addr + offset, isObj: true}, err
 		}
 	}
 	x, err := e.eval(n.x)

@@ -175,7 +175,7 @@ func (r *valueReader) members(members []cbtf.Member, data []byte, depth int) (No
 		}
 		from := data[at:]
 		if m.BitfieldSize > 0 {
-			if m.BitfieldSize > 56 {
+			if m.Offset%8+m.BitfieldSize > 64 {
 				return Node{}, fmt.Errorf("member %q: %d bits: %w", m.Name, m.BitfieldSize, ErrTooLong)
 			}
 			// Bit fields may share the last bytes of the struct with nothing.
@@ -200,7 +200,7 @@ func signExtend(m cbtf.Member, n uint64) uint64 {
 	signed := false
 	switch u := cbtf.UnderlyingType(m.Type).(type) {
 	case *cbtf.Int:
-		signed = u.Encoding == cbtf.Signed
+		signed = isSigned(u)
 	case *cbtf.Enum:
 		signed = u.Signed
 	}
@@ -261,7 +261,7 @@ func (r *valueReader) pointer(t cbtf.Type, u *cbtf.Pointer, p mem.Virt) Node {
 
 // integer renders the number n of type u.
 func integer(u *cbtf.Int, n uint64) Node {
-	n = truncate(n, u.Size, u.Encoding == cbtf.Signed)
+	n = truncate(n, u.Size, isSigned(u))
 	switch {
 	case u.Encoding == cbtf.Bool:
 		if n <= 1 {
@@ -269,7 +269,7 @@ func integer(u *cbtf.Int, n uint64) Node {
 		}
 	case u.Name == "char":
 		return Node{Scalar: int64(n), Note: strconv.QuoteRune(rune(byte(n)))}
-	case u.Encoding == cbtf.Signed:
+	case isSigned(u):
 		return Node{Scalar: int64(n)}
 	}
 	return Node{Scalar: n}
