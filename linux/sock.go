@@ -367,7 +367,7 @@ func (k sockKind) String() string {
 
 func compareSockets(a, b Socket) int {
 	return cmp.Or(
-		cmp.Compare(rank(a.Protocol), rank(b.Protocol)),
+		cmp.Compare(rank[a.Protocol], rank[b.Protocol]),
 		cmp.Compare(a.NetNS, b.NetNS),
 		compareOptional(a.LocalPort, b.LocalPort),
 		compareOptional(a.LocalAddress, b.LocalAddress),
@@ -377,9 +377,9 @@ func compareSockets(a, b Socket) int {
 		cmp.Compare(a.Addr, b.Addr))
 }
 
-func rank(protocol string) int {
-	return slices.Index([]string{"tcp", "tcp6", "udp", "udp6", "udplite", "udplite6", "raw", "raw6", "icmp", "icmp6", "unix", "packet", "netlink"}, protocol)
-}
+// rank orders protocols as they are usually told.
+var rank = map[string]int{"tcp": 0, "tcp6": 1, "udp": 2, "udp6": 3, "udplite": 4, "udplite6": 5, "raw": 6, "raw6": 7,
+	"icmp": 8, "icmp6": 9, "unix": 10, "packet": 11, "netlink": 12}
 
 func compareOptional[T cmp.Ordered](a, b *T) int {
 	switch {
