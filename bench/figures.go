@@ -225,6 +225,7 @@ func (b *bench) walks(k *kernel.Kernel, target string, remote bool) error {
 			v := k.View(b.ctx, mem.Options{})
 			n, err := w.list(v)
 			rows, pages = n, v.Snapshot().Stats().Pages
+			v.Close()
 			return err
 		})
 		if err != nil {

@@ -45,6 +45,9 @@ func (k *Kernel) View(ctx context.Context, opts mem.Options) *View {
 // Snapshot returns the pages the view was made from so far.
 func (v *View) Snapshot() *mem.Snapshot { return v.snap }
 
+// Close gives the view's memory to the next one (see mem.Snapshot.Close).
+func (v *View) Close() { v.snap.Close() }
+
 // Space returns the kernel's address space.
 func (v *View) Space() *paging.Space { return v.space }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/umbravm/umbra/btf"
 	"github.com/umbravm/umbra/mem"
@@ -213,27 +214,40 @@ func (w *Walk) Guard(obj mem.Virt, f btf.Field) {
 	}
 }
 
-// Want asks for the pages of fields of obj that will be read next. Reads stop at
-// the first page that has to be fetched; so that an object that spans several needs
-// one round and not one for each, its fields are wanted together first.
+// Want asks for the pages of fields of obj that will be read next, so that an
+// object that spans several pages takes one round and not one for each.
 func (w *Walk) Want(obj mem.Virt, fields ...btf.Field) {
-	if w.err != nil || !w.v.snap.Batching() {
+	if w.err != nil {
 		return
 	}
-	var b [1]byte
+	var frames [maxWanted]mem.Phys
+	n := 0
+	add := func(a mem.Virt) {
+		// An address that cannot be translated is told when it is read.
+		if p, err := w.space.Translate(a); err == nil && n < maxWanted && !slices.Contains(frames[:n], p.Page()) {
+			frames[n] = p.Page()
+			n++
+		}
+	}
+	var last mem.Virt
 	for _, f := range fields {
 		if !f.Known {
 			continue
 		}
 		first := obj + mem.Virt(f.Offset)
-		last := first + mem.Virt(max(f.Size, 1)-1)
-		// What cannot be read is told when it is read.
-		_, _ = w.space.Read(first, b[:])
-		if last.Page() != first.Page() {
-			_, _ = w.space.Read(last, b[:])
+		end := first + mem.Virt(max(f.Size, 1)-1)
+		if first.Page() != last {
+			add(first)
+		}
+		if last = end.Page(); last != first.Page() {
+			add(end)
 		}
 	}
+	w.v.snap.Want(frames[:n])
 }
+
+// maxWanted is the most pages of one object wanted at once.
+const maxWanted = 8
 
 // Follow is Ptr of a link that Guard watches.
 func (w *Walk) Follow(obj mem.Virt, f btf.Field) mem.Virt {

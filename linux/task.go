@@ -246,8 +246,12 @@ func (r *taskReader) numbers(w *kernel.Walk, pid mem.Virt) []int {
 func (r *taskReader) task(w *kernel.Walk, t mem.Virt, row *taskRow) {
 	l := r.l
 	row.Addr, row.present = t, true
-	w.Want(t, l.TID, l.TGID, l.Runtime, l.Comm, l.Flags, l.State, l.ExitState, l.StaticPrio, l.Started, l.MM,
-		l.Files, l.Nsproxy, l.FS, l.RealParent, l.RealCred, l.Signal, l.Tasks)
+	if !row.leader && !r.opts.Threads {
+		w.Want(t, l.TID, l.TGID, l.Runtime)
+	} else {
+		w.Want(t, l.TID, l.TGID, l.Runtime, l.Comm, l.Flags, l.State, l.ExitState, l.StaticPrio, l.Started, l.MM,
+			l.Files, l.Nsproxy, l.FS, l.RealParent, l.RealCred, l.Signal, l.Tasks)
+	}
 	w.Guard(t, l.TID)
 	row.TID, row.PID = int(w.Int(t, l.TID)), int(w.Int(t, l.TGID))
 	row.runtime = w.Uint(t, l.Runtime)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"hash/maphash"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -43,7 +44,8 @@ type Snapshot struct {
 	ring    []Phys // pages with content, in order of arrival: second-chance eviction
 	hand    int
 	spare   []*[PageSize]byte
-	last    Phys // the page read last, since reads cluster
+	fresh   []page // not in pages yet
+	last    Phys   // the page read last, since reads cluster
 	lastPg  *page
 	wanted  []Phys
 	missed  bool // the walk now running met a page not fetched yet
@@ -98,7 +100,7 @@ func NewSnapshot(ctx context.Context, src Reader, opts Options) *Snapshot {
 	default:
 		opts.CachePages = defaultCachePages
 	}
-	return &Snapshot{ctx: ctx, src: src, opts: opts, pages: make(map[Phys]*page)}
+	return &Snapshot{ctx: ctx, src: src, opts: opts, pages: make(map[Phys]*page, 512)}
 }
 
 // Err returns why the source failed as a whole, nil while it works.
@@ -191,12 +193,22 @@ func (s *Snapshot) page(frame Phys) (*page, error) {
 	return pg, nil
 }
 
+// newPage enters a page that was not asked for before.
+func (s *Snapshot) newPage(frame Phys) *page {
+	if len(s.fresh) == 0 {
+		s.fresh = make([]page, 64)
+	}
+	pg := &s.fresh[0]
+	s.fresh = s.fresh[1:]
+	s.pages[frame] = pg
+	return pg
+}
+
 // want notes that a page is needed in the next round.
 func (s *Snapshot) want(frame Phys) {
 	pg := s.pages[frame]
 	if pg == nil {
-		pg = &page{}
-		s.pages[frame] = pg
+		pg = s.newPage(frame)
 	}
 	if pg.want {
 		return
@@ -212,15 +224,22 @@ func (s *Snapshot) want(frame Phys) {
 // to wait.
 func (s *Snapshot) Batching() bool { return s.inPass && s.opts.Batch }
 
-// Want asks for pages ahead of need. They come with the next round.
-func (s *Snapshot) Want(frames []Phys) {
-	if !s.opts.Batch {
-		return
-	}
-	for _, f := range frames {
-		if !s.pages[f.Page()].settled() {
-			s.want(f.Page())
+// Want asks for pages ahead of need, by any address in them. With Options.Batch
+// they come with the next round, else in one round now.
+func (s *Snapshot) Want(addrs []Phys) {
+	var missing []Phys
+	for _, a := range addrs {
+		switch frame := a.Page(); {
+		case s.pages[frame].settled():
+		case s.opts.Batch:
+			s.want(frame)
+		case !slices.Contains(missing, frame):
+			missing = append(missing, frame)
 		}
+	}
+	if len(missing) > 1 { // one alone comes when it is read
+		slices.Sort(missing)
+		_ = s.fetch(missing) // the read that follows says what failed
 	}
 }
 
@@ -256,8 +275,7 @@ func (s *Snapshot) fetch(frames []Phys) error {
 func (s *Snapshot) settle(r *Read) {
 	pg := s.pages[r.Addr]
 	if pg == nil {
-		pg = &page{}
-		s.pages[r.Addr] = pg
+		pg = s.newPage(r.Addr)
 	}
 	data, was := (*[PageSize]byte)(r.Buf), pg.state
 	pg.want, pg.used = false, true
@@ -346,24 +364,72 @@ func (s *Snapshot) drop(pg *page) {
 // sum hashes the content of a page that is here.
 func (p *page) sum() uint64 { return maphash.Bytes(hashSeed, p.data[:p.n]) }
 
+// buffer returns room for a page, with any content.
 func (s *Snapshot) buffer() *[PageSize]byte {
-	if n := len(s.spare); n > 0 {
-		b := s.spare[n-1]
-		s.spare = s.spare[:n-1]
-		return b
+	if len(s.spare) == 0 {
+		s.spare = pool.take(s.spare)
 	}
-	const chunk = 16
-	bs := new([chunk][PageSize]byte)
-	for i := 1; i < chunk; i++ {
-		s.spare = append(s.spare, &bs[i])
+	n := len(s.spare) - 1
+	b := s.spare[n]
+	s.spare = s.spare[:n]
+	return b
+}
+
+// Close gives the snapshot's memory to the next one. It must not be used any more.
+// A snapshot that is not closed costs its successors allocations, nothing else.
+func (s *Snapshot) Close() {
+	for _, pg := range s.pages {
+		if pg.data != nil {
+			s.spare = append(s.spare, pg.data)
+		}
 	}
-	return &bs[0]
+	pool.give(s.spare)
+	s.pages, s.ring, s.spare, s.lastPg = nil, nil, nil, nil
+	s.failed = errors.New("the snapshot is closed")
+}
+
+// pool keeps page buffers between snapshots: a program that watches a machine
+// takes many.
+var pool pagePool
+
+type pagePool struct {
+	mu   sync.Mutex
+	free []*[PageSize]byte
+}
+
+const (
+	poolPages  = 2048 // kept at most: 8 MiB
+	poolHanded = 32   // handed out at once
+)
+
+func (p *pagePool) take(to []*[PageSize]byte) []*[PageSize]byte {
+	p.mu.Lock()
+	if n := min(len(p.free), poolHanded); n > 0 {
+		from := len(p.free) - n
+		to = append(to, p.free[from:]...)
+		clear(p.free[from:])
+		p.free = p.free[:from]
+		p.mu.Unlock()
+		return to
+	}
+	p.mu.Unlock()
+	fresh := new([16][PageSize]byte)
+	for i := range fresh {
+		to = append(to, &fresh[i])
+	}
+	return to
+}
+
+func (p *pagePool) give(bufs []*[PageSize]byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.free = append(p.free, bufs[:min(len(bufs), poolPages-len(p.free))]...)
 }
 
 // PageRef is a page a snapshot touched.
 type PageRef struct {
 	Addr Phys
-	Data []byte // its valid bytes, nil when its content was dropped or it could not be read; owned by the snapshot
+	Data []byte // its valid bytes, nil when its content was dropped or it could not be read; owned by the snapshot until Close
 	Hash uint64 // of the content, comparable within one process only; 0 when it could not be read
 	Err  error  // why it could not be read in full
 }

@@ -43,7 +43,7 @@ type tlbEntry struct {
 	frame mem.Phys
 }
 
-const tlbSize = 2048
+const tlbSize = 512
 
 // New returns the address space whose top table is at root. levels is 4, or 5
 // where CR4.LA57 is set. The low twelve bits of root (PCID, flags) are ignored.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/umbravm/umbra/internal/qmp"
 	"github.com/umbravm/umbra/mem"
@@ -35,6 +36,7 @@ type Source struct {
 	regions []region // ascending, not overlapping
 	info    source.Info
 	batch   batch
+	seen    time.Time // when the process was last seen to run
 	guard   *watchdog
 	resume  func() error // set while this source keeps the machine paused
 }

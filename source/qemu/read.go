@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sort"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -44,23 +45,79 @@ func (s *Source) ReadPhys(ctx context.Context, reads []mem.Read) error {
 		return errClosed
 	}
 	defer s.batch.reset()
-	for i := range reads {
+	for i := 0; i < len(reads); {
 		if err := ctx.Err(); err != nil {
 			return err
+		}
+		if n := s.readRun(reads[i:]); n > 0 {
+			i += n
+			continue
 		}
 		if err := s.read(ctx, &reads[i]); err != nil {
 			return err
 		}
+		i++
 	}
 	if err := s.flush(ctx); err != nil {
 		return err
 	}
-	// RAM in a file outlives its machine: what was read is the machine's only if
-	// that still runs. The same goes for a PID that now means another process.
+	return s.checkAlive()
+}
+
+// aliveFor is how long a process that was seen to run is taken to run on: looking
+// costs as much as reading a page.
+const aliveFor = time.Millisecond
+
+// checkAlive returns mem.ErrGone when the QEMU process has ended. RAM in a file
+// outlives its machine: what was read is the machine's only if that still runs. The
+// same goes for a PID that now means another process.
+func (s *Source) checkAlive() error {
+	if time.Since(s.seen) < aliveFor {
+		return nil
+	}
 	if !s.p.alive() {
 		return s.p.gone()
 	}
+	s.seen = time.Now()
 	return nil
+}
+
+// maxRun is the most reads joined into one system call.
+const maxRun = 64
+
+// readRun reads, with one system call, the first reads where they follow each other
+// in one file. It returns how many it did: none when there are not two of them, or
+// when not all could be read, which is for reading them one by one to tell.
+func (s *Source) readRun(reads []mem.Read) int {
+	n, size := 1, uint64(len(reads[0].Buf))
+	for n < min(len(reads), maxRun) {
+		next, ok := reads[0].Addr.Add(size)
+		if !ok || reads[n].Addr != next || len(reads[n].Buf) == 0 || size > maxPiece {
+			break
+		}
+		size += uint64(len(reads[n].Buf))
+		n++
+	}
+	reg := s.find(reads[0].Addr)
+	if n == 1 || reg == nil || size > uint64(reg.End()-reads[0].Addr) {
+		return 0
+	}
+	file, ok := reg.ram.(fileRAM)
+	if !ok {
+		return 0
+	}
+	var bufs [maxRun][]byte
+	for i := range n {
+		bufs[i] = reads[i].Buf
+	}
+	got, err := unix.Preadv(int(file.f.Fd()), bufs[:n], int64(reg.off+uint64(reads[0].Addr-reg.Start)))
+	if err != nil || uint64(got) != size {
+		return 0
+	}
+	for i := range n {
+		reads[i].N, reads[i].Err = len(reads[i].Buf), nil
+	}
+	return n
 }
 
 // read reads what files hold of r and puts the rest into the batch.
