@@ -61,8 +61,9 @@ type fileLayout struct {
 // openCloexec is O_CLOEXEC of include/uapi/asm-generic/fcntl.h.
 const openCloexec = 0o2000000
 
-// maxFiles bounds the descriptors of all processes together.
-const maxFiles = 1 << 21
+// maxFiles bounds the descriptors of all processes together, and those of all tables
+// that they have: more would not fit the memory an answer may take.
+const maxFiles = 1 << 19
 
 // FileOptions chooses what Files lists.
 type FileOptions struct {
@@ -153,6 +154,7 @@ func newFileReader(v *kernel.View) (*fileReader, error) {
 type openTable struct {
 	fds   []openFD
 	err   error
+	held  uint64 // of the budget
 	moved bool
 }
 
@@ -166,13 +168,19 @@ func (r *fileReader) tables(tasks []Task) (map[mem.Virt]*openTable, error) {
 			addrs = append(addrs, t.Files)
 		}
 	}
+	left := budget{maxFiles}
 	err := r.v.Each(len(addrs)+1, func(i int, w *kernel.Walk) {
 		if i == len(addrs) { // all paths are told from there, and each file's walk reads it again
 			_ = w.Try(func() { firstRoot(w, r.ns, r.task, r.path) })
 			return
 		}
+		t := byAddr[addrs[i]]
+		left.back(&t.held)
 		fds := fdTable(w, r.fd, addrs[i])
-		*byAddr[addrs[i]] = openTable{fds: fds, err: w.Err()}
+		if w.OK() && !left.take(w, &t.held, uint64(len(fds))) {
+			fds = nil
+		}
+		t.fds, t.err = fds, w.Err()
 		for _, fd := range fds {
 			fileAhead(w, r.l, r.path, fd.File)
 		}

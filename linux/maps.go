@@ -48,8 +48,9 @@ type MapOptions struct {
 	PID int // only this process; 0 means all
 }
 
-// maxMappings bounds the areas of all processes together.
-const maxMappings = 1 << 21
+// maxMappings bounds the areas of all processes together: more would not fit the
+// memory an answer may take.
+const maxMappings = 1 << 19
 
 // Maps lists the areas of the processes' address spaces, by ascending pid and
 // address. A process whose areas cannot be found is a finding, and an error when it

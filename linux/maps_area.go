@@ -23,6 +23,7 @@ type addressSpace struct {
 	startStack uint64
 	gate       bool // shows the vsyscall page behind its areas
 	err        error
+	held       uint64 // of the budget
 	moved      bool
 }
 
@@ -37,6 +38,7 @@ func (r *mapReader) addressSpaces(tasks []Task) (byMM map[mem.Virt]*addressSpace
 	}
 	var gate *area
 	var gateErr error
+	left := budget{maxMappings}
 	err = r.v.Each(len(all)+1, func(i int, w *kernel.Walk) {
 		if i == len(all) {
 			gate, gateErr = r.gateArea(w), w.Err()
@@ -44,7 +46,8 @@ func (r *mapReader) addressSpaces(tasks []Task) (byMM map[mem.Virt]*addressSpace
 			_ = w.Try(func() { firstRoot(w, r.ns, r.task, r.path) })
 			return
 		}
-		*all[i] = r.addressSpace(w, all[i].mm)
+		left.back(&all[i].held)
+		*all[i] = r.addressSpace(w, all[i].mm, &left)
 	}, func(i int) {
 		if i < len(all) {
 			all[i].moved = true
@@ -62,7 +65,7 @@ func (r *mapReader) addressSpaces(tasks []Task) (byMM map[mem.Virt]*addressSpace
 }
 
 // addressSpace finds the areas of the mm_struct at mm.
-func (r *mapReader) addressSpace(w *kernel.Walk, mm mem.Virt) addressSpace {
+func (r *mapReader) addressSpace(w *kernel.Walk, mm mem.Virt, left *budget) addressSpace {
 	l := r.l
 	s := addressSpace{mm: mm}
 	w.Guard(mm, l.Count)
@@ -75,6 +78,9 @@ func (r *mapReader) addressSpace(w *kernel.Walk, mm mem.Virt) addressSpace {
 		s.areas = r.mapleAreas(w, mm)
 	} else {
 		s.areas = r.treeAreas(w, mm)
+	}
+	if w.OK() {
+		left.take(w, &s.held, uint64(len(s.areas)))
 	}
 	if s.err = w.Err(); s.err != nil {
 		s.areas = nil

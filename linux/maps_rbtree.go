@@ -11,6 +11,7 @@ type rbLayout struct {
 	Root  btf.Field `btf:"rb_root.rb_node"`
 	Left  btf.Field `btf:"rb_node.rb_left"`
 	Right btf.Field `btf:"rb_node.rb_right"`
+	Up    btf.Field `btf:"rb_node.__rb_parent_color"` // the parent, and two bits of colour
 }
 
 // rbWalk visits a red-black tree (include/linux/rbtree.h) in order.
@@ -28,9 +29,10 @@ const (
 )
 
 // tree visits the nodes of the tree whose rb_root lies at root.
-func (t *rbWalk) tree(root mem.Virt) { t.node(t.w.Ptr(root, t.l.Root), 0) }
+func (t *rbWalk) tree(root mem.Virt) { t.node(t.w.Ptr(root, t.l.Root), 0, 0) }
 
-func (t *rbWalk) node(n mem.Virt, depth int) {
+// node visits the nodes below n. As each knows its parent, none is visited twice.
+func (t *rbWalk) node(n, parent mem.Virt, depth int) {
 	w := t.w
 	if n == 0 || !w.OK() {
 		return
@@ -39,14 +41,17 @@ func (t *rbWalk) node(n mem.Virt, depth int) {
 		w.Failf("tree node %v: %w", n, kernel.ErrTooLong)
 		return
 	}
-	left, right := w.Ptr(n, t.l.Left), w.Ptr(n, t.l.Right)
+	left, right, up := w.Ptr(n, t.l.Left), w.Ptr(n, t.l.Right), w.Ptr(n, t.l.Up)&^3
+	if w.OK() && (up != parent || left == right && left != 0) {
+		w.Failf("tree node %v, found below %v: its parent is %v, its children are %v and %v: %w", n, parent, up, left, right, kernel.ErrLoop)
+	}
 	if !w.OK() {
 		return
 	}
 	// The right side too before giving up on the left: their pages come in one round.
-	leftErr := w.Try(func() { t.node(left, depth+1) })
+	leftErr := w.Try(func() { t.node(left, n, depth+1) })
 	t.out = append(t.out, n)
-	rightErr := w.Try(func() { t.node(right, depth+1) })
+	rightErr := w.Try(func() { t.node(right, n, depth+1) })
 	w.Fail(leftErr)
 	w.Fail(rightErr)
 }

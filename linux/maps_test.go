@@ -116,3 +116,30 @@ func TestMapsLine(t *testing.T) {
 		t.Errorf("a mapping with errors renders as %q", line)
 	}
 }
+
+// TestMapsVsyscall compares areas on machines whose processes have the vsyscall page.
+func TestMapsVsyscall(t *testing.T) {
+	for version, mode := range map[string]string{"5.10": "emulate", "7.2": "xonly"} {
+		t.Run(version+" "+mode, func(t *testing.T) {
+			g := lab.Shared(t, lab.Config{Kernel: version, MemMB: 256, Append: []string{"umbra.state=0", "vsyscall=" + mode}})
+			k := attach(t, g)
+			tree := ask(t, g, "1", "maps")
+			maps, err := Maps(view(t, k, mem.Options{}), MapOptions{PID: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkMapped(t, maps, "[vsyscall]")
+			var text []byte
+			for i := range maps {
+				line, err := maps[i].Line()
+				if err != nil {
+					t.Error(err)
+				}
+				text = append(text, line+"\n"...)
+			}
+			if diff := firstDifference(text, tree.Files["1/maps"]); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}

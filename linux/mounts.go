@@ -37,8 +37,9 @@ type MountOptions struct {
 	PID int // what this process sees; 0 means each mount namespace once
 }
 
-// maxMounts bounds the mounts of all namespaces together.
-const maxMounts = 1 << 20
+// maxMounts bounds the mounts of all namespaces together: more would not fit the
+// memory an answer may take.
+const maxMounts = 1 << 18
 
 // mountLayout is fs/mount.h, include/linux/mount.h, fs.h and nsproxy.h.
 type mountLayout struct {
@@ -99,9 +100,6 @@ func Mounts(v *kernel.View, opts MountOptions) ([]Mount, error) {
 			v.Find(taskName(ns.pid), "mounts: %v", ns.err)
 			continue
 		}
-		if len(rows)+len(ns.mounts) > maxMounts {
-			return nil, fmt.Errorf("mounts, to those of %s: more than %d: %w", taskName(ns.pid), maxMounts, kernel.ErrTooLong)
-		}
 		for _, m := range ns.mounts {
 			rows = append(rows, mountRow{ns: ns, Mount: Mount{Addr: m}})
 		}
@@ -138,6 +136,7 @@ type mountNamespace struct {
 	root   path
 	mounts []mem.Virt // struct mounts
 	err    error
+	held   uint64 // of the budget
 	moved  bool
 }
 
@@ -201,14 +200,16 @@ func (r *mountReader) namespaces(tasks []Task) ([]*mountNamespace, error) {
 		seen[of[i]] = true
 		all = append(all, &mountNamespace{addr: of[i], task: t.Addr, pid: t.PID, comm: t.Comm})
 	}
-	err = r.v.Each(len(all), func(i int, w *kernel.Walk) { r.namespace(w, all[i]) },
+	left := budget{maxMounts}
+	err = r.v.Each(len(all), func(i int, w *kernel.Walk) { r.namespace(w, all[i], &left) },
 		func(i int) { all[i].moved = true })
 	return all, err
 }
 
 // namespace reads the mounts of ns and the root directory of its process.
-func (r *mountReader) namespace(w *kernel.Walk, ns *mountNamespace) {
+func (r *mountReader) namespace(w *kernel.Walk, ns *mountNamespace, left *budget) {
 	l := r.l
+	left.back(&ns.held)
 	ns.mounts = nil
 	ns.inum = w.Uint(ns.addr, l.NSInum)
 	w.Guard(ns.addr, l.NSCount)
@@ -225,6 +226,9 @@ func (r *mountReader) namespace(w *kernel.Walk, ns *mountNamespace) {
 	}
 	w.Fail(rootErr)
 	w.Fail(mountsErr)
+	if w.OK() {
+		left.take(w, &ns.held, uint64(len(ns.mounts)))
+	}
 	if ns.err = w.Err(); ns.err != nil {
 		ns.mounts = nil
 	}
