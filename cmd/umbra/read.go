@@ -44,13 +44,15 @@ read ends the output with an error; nothing is filled in.`,
 	cmd.Flags().IntVar(&f.pid, "pid", 0, "read this process's memory")
 	cmd.Flags().BoolVar(&f.phys, "phys", false, "read physical memory")
 	cmd.Flags().StringVarP(&f.format, "output", "o", "hex", "hex or raw")
-	cmd.MarkFlagsMutuallyExclusive("pid", "phys")
 	must(cmd.RegisterFlagCompletionFunc("output",
 		cobra.FixedCompletions([]string{"hex", "raw"}, cobra.ShellCompDirectiveNoFileComp)))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		length, err := parseLength(args[2])
 		if err != nil {
 			return usagef(cmd, "%w", err)
+		}
+		if f.phys && f.pid != 0 {
+			return usagef(cmd, "--pid and --phys are two different memories")
 		}
 		if f.format != "hex" && f.format != "raw" {
 			return usagef(cmd, "output format %q: one of hex, raw", f.format)
