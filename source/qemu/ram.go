@@ -29,12 +29,21 @@ type ram interface {
 // of ours would allocate host memory for every hole it touches, and would raise
 // SIGBUS when the file shrinks.
 type fileRAM struct {
-	f    *os.File
+	f    handle
 	what string // for people
 }
 
+// handle is an open file and its descriptor, since asking the file for that costs a
+// system call each time (since Go 1.25), as much as a read.
+type handle struct {
+	file *os.File
+	fd   int
+}
+
+func newHandle(f *os.File) handle { return handle{f, int(f.Fd())} }
+
 func (r fileRAM) readAt(buf []byte, off uint64) (int, error) {
-	n, err := pread(int(r.f.Fd()), buf, off)
+	n, err := pread(r.f.fd, buf, off)
 	if err != nil {
 		return n, fmt.Errorf("RAM file: %w", err)
 	}
@@ -42,10 +51,10 @@ func (r fileRAM) readAt(buf []byte, off uint64) (int, error) {
 }
 
 func (r fileRAM) data(off, end uint64) (start, stop uint64) {
-	return seekData(int(r.f.Fd()), off, end)
+	return seekData(r.f.fd, off, end)
 }
 
-func (r fileRAM) close() { r.f.Close() }
+func (r fileRAM) close() { r.f.file.Close() }
 
 // pread reads until buf is full. A file that ends early is io.ErrUnexpectedEOF.
 func pread(fd int, buf []byte, off uint64) (int, error) {
@@ -95,7 +104,7 @@ func (r processRAM) close() {}
 // working after the privilege to open them is gone, and end with the process.
 type processMemory struct {
 	pid     int
-	mem     *os.File // /proc/PID/mem
+	mem     handle   // /proc/PID/mem
 	pagemap *os.File // /proc/PID/pagemap, nil where it may not be read
 }
 
@@ -108,11 +117,11 @@ func openProcessMemory(p *process) (*processMemory, error) {
 	if err != nil {
 		pagemap = nil
 	}
-	return &processMemory{pid: p.pid, mem: f, pagemap: pagemap}, nil
+	return &processMemory{pid: p.pid, mem: newHandle(f), pagemap: pagemap}, nil
 }
 
 func (m *processMemory) release() {
-	m.mem.Close()
+	m.mem.file.Close()
 	if m.pagemap != nil {
 		m.pagemap.Close()
 	}
@@ -125,7 +134,7 @@ func (m *processMemory) gone() error {
 }
 
 func (m *processMemory) readAt(buf []byte, off uint64) (int, error) {
-	n, err := pread(int(m.mem.Fd()), buf, off)
+	n, err := pread(m.mem.fd, buf, off)
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return n, m.gone()
 	}
@@ -195,12 +204,12 @@ func (m *processMemory) run(off, end uint64, has func(entry uint64) bool) (start
 // those are read from the file.
 type cowRAM struct {
 	*processMemory
-	file  *os.File
+	file  handle
 	start uint64 // host-virtual address the file's offset is mapped at
 	off   uint64
 }
 
-func (r cowRAM) close() { r.file.Close() }
+func (r cowRAM) close() { r.file.file.Close() }
 
 func (r cowRAM) readAt(buf []byte, off uint64) (int, error) {
 	var entries [256 * 8]byte
@@ -234,7 +243,7 @@ func (r cowRAM) readRun(buf []byte, at uint64, own bool) (int, error) {
 	if own {
 		return r.processMemory.readAt(buf, at)
 	}
-	n, err := pread(int(r.file.Fd()), buf, at-r.start+r.off)
+	n, err := pread(r.file.fd, buf, at-r.start+r.off)
 	if err != nil {
 		return n, fmt.Errorf("RAM file: %w", err)
 	}
@@ -248,7 +257,7 @@ func ownPage(entry uint64) bool {
 
 func (r cowRAM) data(off, end uint64) (start, stop uint64) {
 	s1, e1 := r.run(off, end, ownPage)
-	s2, e2 := seekData(int(r.file.Fd()), off-r.start+r.off, end-r.start+r.off)
+	s2, e2 := seekData(r.file.fd, off-r.start+r.off, end-r.start+r.off)
 	s2, e2 = s2-r.off+r.start, e2-r.off+r.start
 	if s1 < e1 && (s2 == e2 || s1 <= s2) {
 		return s1, e1

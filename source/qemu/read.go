@@ -110,7 +110,7 @@ func (s *Source) readRun(reads []mem.Read) int {
 	for i := range n {
 		bufs[i] = reads[i].Buf
 	}
-	got, err := unix.Preadv(int(file.f.Fd()), bufs[:n], int64(reg.off+uint64(reads[0].Addr-reg.Start)))
+	got, err := unix.Preadv(file.f.fd, bufs[:n], int64(reg.off+uint64(reads[0].Addr-reg.Start)))
 	if err != nil || uint64(got) != size {
 		return 0
 	}

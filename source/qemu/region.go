@@ -105,7 +105,7 @@ func (o *opener) region(m mapping, b block) (region, error) {
 	if err != nil {
 		return region{}, err
 	}
-	c := cowRAM{processMemory: o.mem, file: f, start: m.start, off: m.offset}
+	c := cowRAM{processMemory: o.mem, file: newHandle(f), start: m.start, off: m.offset}
 	o.cows[m.start] = c
 	return region{Extent: b.Extent, ram: c, off: b.hva}, nil
 }
@@ -131,7 +131,7 @@ func (o *opener) file(m mapping) (fileRAM, error) {
 	if err != nil {
 		return fileRAM{}, err
 	}
-	r := fileRAM{f: f, what: "shared memory-backend-file"}
+	r := fileRAM{f: newHandle(f), what: "shared memory-backend-file"}
 	switch {
 	case strings.HasPrefix(m.path, "/memfd:"):
 		r.what = "shared memfd"
