@@ -51,6 +51,7 @@ type Options struct {
 	Cache   *Cache      // where decoded tables are kept; nil keeps none
 	Types   *btf.Types  // instead of the guest's BTF
 	Symbols *ksym.Table // instead of the guest's kallsyms; at link-time addresses
+	banner  string      // of the kernel that Symbols are of, "" when unknown
 }
 
 // ErrNoKernel is a machine in whose memory no running kernel was found.

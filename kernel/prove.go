@@ -28,20 +28,22 @@ func (f *finder) prove(c candidate, opts Options) (*Kernel, error) {
 	if k.syms, err = symbols(c.image, opts); err != nil {
 		return nil, err
 	}
-	if k.banner, err = k.readBanner(); err != nil {
-		return nil, err
+	if err := k.proveSymbols(f, c); err != nil {
+		return nil, suppliedSymbols(opts, err)
 	}
-	if k.root, err = k.ownTables(f.snap); err != nil {
+	if err := k.proveBanner(opts); err != nil {
 		return nil, err
-	}
-	if c.handler != 0 && !k.handlesFaultsAt(c.handler) {
-		return nil, fmt.Errorf("the processor's page fault handler %v is none of this kernel's", c.handler)
 	}
 	if k.types, err = k.loadTypes(opts); err != nil {
 		return nil, err
 	}
 	if err := k.proveTask(f.ctx); err != nil {
-		return nil, err
+		return nil, suppliedTypes(opts, err)
+	}
+	if opts.Types != nil {
+		if err := k.proveSuppliedTypes(f.ctx); err != nil {
+			return nil, suppliedTypes(opts, err)
+		}
 	}
 	if k.boot, err = k.identity(f.ctx); err != nil {
 		return nil, err
@@ -51,24 +53,29 @@ func (f *finder) prove(c candidate, opts Options) (*Kernel, error) {
 	return k, nil
 }
 
+// proveSymbols shows that the symbols belong to the image they were looked for in.
+func (k *Kernel) proveSymbols(f *finder, c candidate) (err error) {
+	if k.banner, err = k.readBanner(); err != nil {
+		return err
+	}
+	if k.root, err = k.ownTables(f.snap); err != nil {
+		return err
+	}
+	if c.handler != 0 && !k.handlesFaultsAt(c.handler) {
+		return fmt.Errorf("the processor's page fault handler %v is none of this kernel's", c.handler)
+	}
+	return nil
+}
+
 func symbols(im *image, opts Options) (*ksym.Table, error) {
 	if opts.Symbols != nil {
 		return slide(opts.Symbols, im)
 	}
 	t, err := ksym.Find(im)
 	if err != nil {
-		return nil, &MissingError{What: "kallsyms", Flag: "--system-map FILE", Err: err}
+		return nil, &MissingError{What: "kallsyms", Flag: "--system-map FILE or --vmlinux FILE", Err: err}
 	}
 	return t, nil
-}
-
-// slide moves symbols at link-time addresses to where the image lies.
-func slide(t *ksym.Table, im *image) (*ksym.Table, error) {
-	text, ok := t.Lookup("_text")
-	if !ok {
-		return nil, fmt.Errorf("the symbols supplied: symbol %q: %w", "_text", ErrNoSymbol)
-	}
-	return t.Slide(uint64(im.base - text))
 }
 
 // MissingError is something a kernel does not carry in its memory, and the flag
@@ -93,15 +100,15 @@ func (k *Kernel) readBanner() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	buf := make([]byte, 512)
+	buf := make([]byte, maxBanner)
 	if err := k.image.Read(a, buf); err != nil {
 		return "", fmt.Errorf("linux_banner: %w", err)
 	}
-	text, _, ok := bytes.Cut(buf, []byte{0})
-	if !ok || !bytes.HasPrefix(text, []byte("Linux version ")) {
+	banner, ok := parseBanner(buf)
+	if !ok {
 		return "", fmt.Errorf("linux_banner at %v does not hold a banner", a)
 	}
-	return strings.TrimSuffix(string(text), "\n"), nil
+	return banner, nil
 }
 
 // ownTables returns the kernel's top page table, having checked that it maps the

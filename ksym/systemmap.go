@@ -21,48 +21,67 @@ var errNoSymbols = errors.New("no symbol of a kernel in it")
 // modules are left out: lines of a hexadecimal address, a type letter and a name.
 // A System.map has the addresses the kernel was linked at; see Slide.
 func ReadSystemMap(r io.Reader) (*Table, error) {
-	type line struct {
-		addr       mem.Virt
-		start, end int // of its entry in names
-	}
-	var lines []line
-	var names []byte
+	var b builder
 	in := bufio.NewScanner(r)
 	in.Buffer(make([]byte, 0, 4<<10), 4<<10)
 	for n := 1; in.Scan(); n++ {
 		addr, name, err := mapLine(in.Bytes())
+		if err == nil && name != nil {
+			err = b.add(addr, name)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("symbol map, line %d: %w", n, err)
-		}
-		if name == nil {
-			continue
-		}
-		start := len(names)
-		names = appendEntry(names, name)
-		lines = append(lines, line{addr, start, len(names)})
-		if len(lines) > maxSymbols || len(names) > maxNamesBytes {
-			return nil, fmt.Errorf("symbol map, line %d: too long", n)
 		}
 	}
 	if err := in.Err(); err != nil {
 		return nil, fmt.Errorf("symbol map: %w", err)
 	}
-	slices.SortStableFunc(lines, func(a, b line) int { return cmp.Compare(a.addr, b.addr) })
+	t, err := b.table()
+	if err != nil {
+		return nil, fmt.Errorf("symbol map: %w", err)
+	}
+	return t, nil
+}
 
-	t := &Table{parts: parts{tokens: characters(), addresses: addresses{encoding: Plain, first: len(lines)}}}
-	t.names = make([]byte, 0, len(names))
-	for i, l := range lines {
+// builder makes a table of symbols that come in any order.
+type builder struct {
+	lines []builtSymbol
+	names []byte
+}
+
+type builtSymbol struct {
+	addr       mem.Virt
+	start, end int // of its entry in names
+}
+
+// add adds a symbol; name has its type letter before it.
+func (b *builder) add(addr mem.Virt, name []byte) error {
+	start := len(b.names)
+	b.names = appendEntry(b.names, name)
+	b.lines = append(b.lines, builtSymbol{addr, start, len(b.names)})
+	if len(b.lines) > maxSymbols || len(b.names) > maxNamesBytes {
+		return errors.New("too long")
+	}
+	return nil
+}
+
+// table returns what was added, in the order of a kernel's own table.
+func (b *builder) table() (*Table, error) {
+	slices.SortStableFunc(b.lines, func(a, b builtSymbol) int { return cmp.Compare(a.addr, b.addr) })
+	t := &Table{parts: parts{tokens: characters(), addresses: addresses{encoding: Plain, first: len(b.lines)}}}
+	t.names = make([]byte, 0, len(b.names))
+	for i, l := range b.lines {
 		if i%blockNames == 0 {
 			t.blocks = append(t.blocks, uint32(len(t.names)))
 		}
 		if l.addr >= kernelHalf {
 			t.addresses.first = min(t.addresses.first, i)
 		}
-		t.names = append(t.names, names[l.start:l.end]...)
+		t.names = append(t.names, b.names[l.start:l.end]...)
 		t.addresses.raw = binary.LittleEndian.AppendUint64(t.addresses.raw, uint64(l.addr))
 	}
-	if t.addresses.first == len(lines) {
-		return nil, fmt.Errorf("symbol map of %d symbols: %w", len(lines), errNoSymbols)
+	if t.addresses.first == len(b.lines) {
+		return nil, fmt.Errorf("%d symbols: %w", len(b.lines), errNoSymbols)
 	}
 	return t, nil
 }
@@ -118,11 +137,12 @@ func characters() *tokens {
 }
 
 // Slide returns the same table with the addresses in the kernel moved up by by
-// bytes, as KASLR moves a kernel. Absolute and per-CPU symbols stay.
+// bytes, as KASLR moves a kernel; a negative number of bytes (as two's complement)
+// moves them down. Absolute and per-CPU symbols stay.
 func (t *Table) Slide(by uint64) (*Table, error) {
-	last := t.addresses.get(t.Len() - 1)
-	if _, ok := last.Add(by); !ok {
-		return nil, fmt.Errorf("symbols up to %v moved by %#x run past the address space", last, by)
+	first, last := t.addresses.get(t.addresses.first), t.addresses.get(t.Len()-1)
+	if down := int64(by) < 0; down && first+mem.Virt(by) < kernelHalf || !down && last+mem.Virt(by) < last {
+		return nil, fmt.Errorf("symbols from %v to %v moved by %d run past the kernel's addresses", first, last, int64(by))
 	}
 	slid := &Table{parts: t.parts}
 	slid.addresses.slide += mem.Virt(by)

@@ -24,8 +24,8 @@ const module = "github.com/umbravm/umbra"
 var layers = map[string][]string{
 	"mem":    {},
 	"paging": {"mem"},
-	"ksym":   {"mem"},
-	"btf":    {"mem"},
+	"ksym":   {"mem", "internal/vmlinux"},
+	"btf":    {"mem", "internal/vmlinux"},
 
 	"source":            {"mem"},
 	"source/sourcetest": {"mem", "source"},
@@ -34,12 +34,13 @@ var layers = map[string][]string{
 	"source/replay":     {"mem", "source"},
 	"source/all":        {"mem", "source/..."},
 
-	"kernel": {"mem", "source", "paging", "btf", "ksym"},
+	"kernel": {"mem", "source", "paging", "btf", "ksym", "internal/vmlinux"},
 	"linux":  {"mem", "source", "paging", "btf", "ksym", "kernel"},
 	"table":  {},
 	"":       {"mem", "source/...", "kernel"},
 
 	"internal/qmp":        {},
+	"internal/vmlinux":    {},
 	"internal/archtest":   {},
 	"internal/lab":        {},
 	"internal/lab/guest":  {},
