@@ -20,11 +20,15 @@ import (
 
 // attachFlags say how to reach a machine and what its kernel does not carry.
 type attachFlags struct {
+	supply  kernel.Supply
 	noCache bool
 	layout  string
 }
 
 func (f *attachFlags) register(fs *pflag.FlagSet) {
+	fs.StringVar(&f.supply.Vmlinux, "vmlinux", "", "take types and symbols from the kernel's ELF file, not from the machine")
+	fs.StringVar(&f.supply.BTF, "btf", "", "take types from a BTF file")
+	fs.StringVar(&f.supply.SystemMap, "system-map", "", "take symbols from the kernel's System.map")
 	fs.BoolVar(&f.noCache, "no-cache", false, "neither use nor keep what was decoded of kernels before")
 	fs.StringVar(&f.layout, "layout", "", "where a raw dump's memory belongs, such as 0-0x80000000,0x100000000-0x180000000")
 }
@@ -39,7 +43,7 @@ func (f *attachFlags) options(cmd *cobra.Command) (umbra.Options, error) {
 		}
 		opts.Source.Dump.Layout = layout
 	}
-	return opts, nil
+	return opts, f.supply.Fill(&opts.Kernel)
 }
 
 // open opens a machine's memory without looking for a kernel in it.
