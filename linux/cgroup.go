@@ -157,7 +157,7 @@ func (r *cgroupReader) ofTasks(tasks []Task) error {
 			r.v.Find(taskName(t.TID), "control groups: %v", errs[i])
 			continue
 		}
-		if (t.State == "Z" || t.State == "X") && t.Threads <= 1 {
+		if (t.State == "Z" || t.State == "X") && t.Threads != nil && *t.Threads <= 1 {
 			continue
 		}
 		if of[sets[i]] == nil {

@@ -23,9 +23,9 @@ type Task struct {
 	Comm         string     `json:"comm"`
 	State        string     `json:"state"` // one letter, as in /proc/PID/stat
 	Nice         int        `json:"nice"`
-	Threads      int        `json:"threads"`
+	Threads      *int       `json:"threads"` // nil with Brief
 	StartTime    *time.Time `json:"start_time"`
-	CPUSeconds   float64    `json:"cpu_seconds"` // of all threads, or of this one with threads listed
+	CPUSeconds   *float64   `json:"cpu_seconds"` // of all threads, or of this one with threads listed; nil with Brief
 	VSize        *uint64    `json:"vsize_bytes"`
 	RSS          *uint64    `json:"rss_bytes"`
 	Exe          *string    `json:"exe"`
@@ -93,11 +93,11 @@ const (
 	flagKthread = 0x00200000 // PF_KTHREAD
 )
 
-// TaskOptions chooses what Tasks reads. Identity (pid, comm, uid, state, times) is
-// always read.
+// TaskOptions chooses what Tasks reads. Who a task is (pid, comm, uid, state, start)
+// is always read.
 type TaskOptions struct {
 	Threads bool // list threads, not only processes
-	Brief   bool // leave out exe, cwd, args and memory sizes
+	Brief   bool // leave out exe, cwd, args, sizes, threads and CPU time
 	PID     int  // only this process; 0 means all
 }
 
@@ -214,6 +214,9 @@ func (r *taskReader) fromPID(w *kernel.Walk, e xaEntry) (row taskRow) {
 		return row // only a process group's or session's number, or a task now leaving
 	}
 	row.leader = w.Pointer(heads+pidTypeTGID*8) != 0
+	if !row.leader && r.opts.Brief && !r.opts.Threads {
+		return row
+	}
 	task := first - mem.Virt(r.l.PIDLinks.Offset)
 	r.task(w, task, &row)
 	if err := w.Try(func() { row.NSPIDs = r.numbers(w, e.Ptr) }); err != nil {
@@ -275,11 +278,15 @@ func (r *taskReader) task(w *kernel.Walk, t mem.Virt, row *taskRow) {
 		cred := w.Follow(t, l.RealCred)
 		row.UID, row.EUID, row.GID = uint32(w.Uint(cred, l.UID)), uint32(w.Uint(cred, l.EUID)), uint32(w.Uint(cred, l.GID))
 	})
-	r.try(w, row, "threads", func() {
-		signal := w.Ptr(t, l.Signal)
-		w.Want(signal, l.Threads, l.DeadRuntime)
-		row.Threads, row.dead = int(w.Int(signal, l.Threads)), w.Uint(signal, l.DeadRuntime)
-	})
+	// Whether a dead leader's process lives on, its threads tell.
+	if !r.opts.Brief || row.exiting() {
+		r.try(w, row, "threads", func() {
+			signal := w.Ptr(t, l.Signal)
+			w.Want(signal, l.Threads, l.DeadRuntime)
+			n := int(w.Int(signal, l.Threads))
+			row.Threads, row.dead = &n, w.Uint(signal, l.DeadRuntime)
+		})
+	}
 	if row.KernelThread {
 		r.try(w, row, "comm", func() { row.Comm = kthreadName(w, r.kth, t, row.Comm, flags&flagWorker != 0) })
 	}
@@ -356,7 +363,10 @@ func (r *taskReader) finish(rows []taskRow) []Task {
 		if !r.opts.Threads {
 			ns = total[row.PID] + row.dead
 		}
-		row.CPUSeconds = float64(ns) / 1e9
+		if !r.opts.Brief {
+			seconds := float64(ns) / 1e9
+			row.CPUSeconds = &seconds
+		}
 		if !r.boot.IsZero() {
 			at := r.boot.Add(row.Start).UTC()
 			row.StartTime = &at

@@ -66,7 +66,7 @@ func compareCPU(t *testing.T, g *lab.Guest, tasks []Task, before *lab.ProcTree) 
 	for _, task := range tasks {
 		lo, okLo := ticks(before, task.PID)
 		hi, okHi := ticks(after, task.PID)
-		if got := task.CPUSeconds * 100; okLo && okHi && (got < lo-1 || got > hi+3) {
+		if got := *task.CPUSeconds * 100; okLo && okHi && (got < lo-1 || got > hi+3) {
 			t.Errorf("pid %d (%s): %.0f ticks of CPU, the guest said %.0f before and %.0f after", task.PID, task.Comm, got, lo, hi)
 		}
 	}
@@ -185,7 +185,7 @@ func compareTask(t *testing.T, task Task, tree *lab.ProcTree) {
 	}
 	same("ppid", task.PPID, num(4))
 	same("nice", task.Nice, num(19))
-	same("threads", task.Threads, num(20))
+	same("threads", *task.Threads, num(20))
 	same("uid", []uint32{task.UID, task.EUID}, fmt.Sprintf("[%s %s]", status["Uid"][0], status["Uid"][1]))
 	same("gid", task.GID, status["Gid"][0])
 	same("ns_pids", fmt.Sprint(task.NSPIDs), fmt.Sprint(status["NSpid"]))
