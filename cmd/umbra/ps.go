@@ -55,10 +55,11 @@ func command(t *linux.Task) string {
 	switch {
 	case t.TID != t.PID:
 		return "{" + t.Comm + "}"
-	case len(t.Args) == 0:
-		return "[" + t.Comm + "]"
 	}
-	return strings.Join(t.Args, " ")
+	if s := strings.Join(t.Args, " "); s != "" {
+		return s
+	}
+	return "[" + t.Comm + "]"
 }
 
 // shortTime renders a time of a process, which began days ago rather than years.
