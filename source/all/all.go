@@ -23,7 +23,9 @@ type Options struct {
 
 // kinds are the prefixes a target can have.
 var kinds = map[string]func(ctx context.Context, rest string, opts Options) (source.Source, error){
-	"qemu": func(ctx context.Context, rest string, _ Options) (source.Source, error) { return opened(qemu.Open(ctx, rest)) },
+	"qemu": func(ctx context.Context, rest string, _ Options) (source.Source, error) {
+		return opened(qemu.Open(ctx, rest))
+	},
 	"dump": func(ctx context.Context, rest string, opts Options) (source.Source, error) {
 		return opened(dump.Open(ctx, rest, opts.Dump))
 	},
