@@ -11,9 +11,10 @@ import (
 // Bounds of what is printed of one type. A guest can make types nest and repeat
 // without end.
 const (
-	maxDeclDepth   = 32
-	maxPrintLines  = 1 << 16
-	maxDeclarators = 4096 // bytes of one declaration
+	maxPrintDepth  = 32
+	maxPrintLines  = 1 << 14
+	maxDeclTypes   = 128  // types that one declaration names
+	maxDeclarators = 4096 // bytes of a declarator
 )
 
 // Entry is a member of a struct or union, or an enumerator, with its place.
@@ -29,52 +30,66 @@ type Entry struct {
 }
 
 // Decl returns t as C declares a thing of this type by the name inner, which may
-// be empty: "struct list_head *next", "int (*fn)(void *)", "u8 [16]".
-func Decl(t cbtf.Type, inner string) string { return strings.TrimRight(decl(t, inner, 0), " ") }
+// be empty: "struct list_head *next", "int (*fn)(void *)", "u8 [16]". Of a type that
+// has no end only the beginning is told, and "…".
+func Decl(t cbtf.Type, inner string) string {
+	d := declarer{left: maxDeclTypes}
+	return strings.TrimRight(d.decl(t, inner), " ")
+}
 
-func decl(t cbtf.Type, inner string, depth int) string {
-	if depth > maxDeclDepth || len(inner) > maxDeclarators {
+// declarer bounds the types that one declaration names.
+type declarer struct{ left int }
+
+func (d *declarer) decl(t cbtf.Type, inner string) string {
+	if d.left--; d.left < 0 || len(inner) > maxDeclarators {
 		return "… " + inner
 	}
-	depth++
 	switch t := t.(type) {
 	case *cbtf.Pointer:
 		switch skipTags(t.Target).(type) {
 		case *cbtf.Array, *cbtf.FuncProto:
-			return decl(t.Target, "(*"+inner+")", depth)
+			return d.decl(t.Target, "(*"+inner+")")
 		}
-		return decl(t.Target, "*"+inner, depth)
+		return d.decl(t.Target, "*"+inner)
 	case *cbtf.Array:
-		return decl(t.Type, fmt.Sprintf("%s[%d]", inner, t.Nelems), depth)
+		return d.decl(t.Type, fmt.Sprintf("%s[%d]", inner, t.Nelems))
 	case *cbtf.FuncProto:
-		params := make([]string, len(t.Params))
-		for i, p := range t.Params {
-			params[i] = strings.TrimRight(decl(p.Type, p.Name, depth), " ")
-		}
-		return decl(t.Return, inner+"("+strings.Join(params, ", ")+")", depth)
+		return d.decl(t.Return, inner+"("+d.params(t)+")")
 	case *cbtf.Const:
-		return qualified("const", t.Type, inner, depth)
+		return d.qualified("const", t.Type, inner)
 	case *cbtf.Volatile:
-		return qualified("volatile", t.Type, inner, depth)
+		return d.qualified("volatile", t.Type, inner)
 	case *cbtf.Restrict:
-		return qualified("restrict", t.Type, inner, depth)
+		return d.qualified("restrict", t.Type, inner)
 	case *cbtf.TypeTag:
-		return decl(t.Type, inner, depth)
+		return d.decl(t.Type, inner)
 	}
 	return baseName(t) + " " + inner
 }
 
+func (d *declarer) params(t *cbtf.FuncProto) string {
+	var params []string
+	for _, p := range t.Params {
+		if d.left <= 0 {
+			params = append(params, "…")
+			break
+		}
+		params = append(params, strings.TrimRight(d.decl(p.Type, p.Name), " "))
+	}
+	return strings.Join(params, ", ")
+}
+
 // qualified puts a qualifier where C has it: behind the * of a pointer, before
 // anything else.
-func qualified(q string, t cbtf.Type, inner string, depth int) string {
+func (d *declarer) qualified(q string, t cbtf.Type, inner string) string {
 	if _, ok := skipTags(t).(*cbtf.Pointer); ok {
-		return decl(t, q+" "+inner, depth)
+		return d.decl(t, q+" "+inner)
 	}
-	return q + " " + decl(t, inner, depth)
+	return q + " " + d.decl(t, inner)
 }
 
 func skipTags(t cbtf.Type) cbtf.Type {
-	for range maxDeclDepth {
+	for range maxPrintDepth {
 		tag, ok := t.(*cbtf.TypeTag)
 		if !ok {
 			break
@@ -146,7 +161,7 @@ func recoverFormat[T any](name string, out *T, err *error) {
 
 // entries appends members that begin base bits into the whole.
 func entries(es *[]Entry, members []cbtf.Member, base uint32, depth int) error {
-	if depth > maxDeclDepth {
+	if depth > maxPrintDepth {
 		return fmt.Errorf("%w: nested too deep", ErrFormat)
 	}
 	for _, m := range members {
@@ -249,7 +264,7 @@ func (p *printer) line(format string, args ...any) {
 // composite prints a struct or union whose members begin base bits into the whole;
 // tail is its last line.
 func (p *printer) composite(head string, members []cbtf.Member, base uint32, depth int, tail string) {
-	if depth > maxDeclDepth {
+	if depth > maxPrintDepth {
 		p.err = fmt.Errorf("%w: nested too deep", ErrFormat)
 		return
 	}
@@ -305,19 +320,4 @@ func (p *printer) enum(u *cbtf.Enum) {
 	}
 	p.line("};")
 	p.line("/* size: %d, enumerators: %d */", u.Size, len(u.Values))
-}
-
-// Var returns the type of a per-CPU variable (or of any other, in kernels whose BTF
-// names them).
-func (t *Types) Var(name string) (typ cbtf.Type, err error) {
-	defer recoverFormat(name, &typ, &err)
-	all, err := t.spec.AnyTypesByName(name)
-	if err == nil {
-		for _, c := range all {
-			if v, ok := c.(*cbtf.Var); ok {
-				return v.Type, nil
-			}
-		}
-	}
-	return nil, fmt.Errorf("variable %q: %w", name, ErrNoType)
 }
