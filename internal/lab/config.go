@@ -19,7 +19,7 @@ func (k RAMKind) String() string { return [...]string{"file", "stock", "memfd"}[
 // Config says what machine to boot. The zero value is a machine with Debian's
 // 6.1 cloud kernel, 512 MiB of RAM in a file and one CPU.
 type Config struct {
-	Kernel   string // one of Kernels(); "" is "6.1"
+	Kernel   string // one of Kernels(), SUITE or SUITE:RELEASE; "" is "6.1"
 	Flavour  string // "cloud-amd64" (also ""), "amd64", "rt-amd64"
 	MemMB    int    // RAM in MiB; 0 is 512
 	CPUs     int    // 0 is 1

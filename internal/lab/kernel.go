@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -38,24 +39,56 @@ type Kernel struct {
 	Modules string // directory of uncompressed modules, and of the file "order"
 }
 
-// FetchKernel returns a kernel from the cache, or the newest one of its suite
-// from the package archive. version is one of Kernels; sid moves on, so the
-// release of "7.2" can be a later one.
+// origin is where a kernel comes from.
+type origin struct {
+	name  string      // in the cache
+	from  [][2]string // archive and suite of each index to look in
+	image string      // "" for the newest: "6.19.14+deb13", without the flavour
+}
+
+// wanted is SUITE or SUITE:RELEASE.
+var wanted = regexp.MustCompile(`^([a-z][a-z-]*)(?::([0-9][0-9a-z.+~-]*))?$`)
+
+// parseOrigin reads what Config.Kernel says.
+func parseOrigin(version string) (origin, error) {
+	if from, ok := suites[version]; ok {
+		return origin{name: version, from: from}, nil
+	}
+	m := wanted.FindStringSubmatch(version)
+	if m == nil {
+		return origin{}, fmt.Errorf("kernel %q: the lab knows %s, and Debian's suites as SUITE or SUITE:RELEASE",
+			version, strings.Join(Kernels(), ", "))
+	}
+	archive := "debian"
+	if strings.HasSuffix(m[1], "-security") {
+		archive = "debian-security"
+	}
+	r := origin{name: m[1], from: [][2]string{{archive, m[1]}}, image: m[2]}
+	if r.image != "" {
+		r.name += "_" + r.image
+	}
+	return r, nil
+}
+
+// FetchKernel returns a kernel from the cache, or from the package archive: the
+// newest one of its suite, or the release that version names. version is one of
+// Kernels, SUITE or SUITE:RELEASE; sid moves on, so the release of "7.2" can be a
+// later one.
 func FetchKernel(ctx context.Context, version, flavour string) (*Kernel, error) {
-	from, ok := suites[version]
-	if !ok {
-		return nil, fmt.Errorf("kernel %q: the lab knows %s", version, strings.Join(Kernels(), ", "))
+	from, err := parseOrigin(version)
+	if err != nil {
+		return nil, err
 	}
 	if !slices.Contains(flavours, flavour) {
 		return nil, fmt.Errorf("kernel flavour %q: the lab knows %s", flavour, strings.Join(flavours, ", "))
 	}
-	name := fmt.Sprintf("kernel-%s-%s-v%d", version, flavour, kernelLayout)
+	name := fmt.Sprintf("kernel-%s-%s-v%d", from.name, flavour, kernelLayout)
 	dir, err := cached(ctx, name, func(dir string) error {
 		// An archive's newest package can be missing from its pool: leave out the
 		// later suites then, one after the other.
 		var errs []error
-		for n := len(from); n > 0; n-- {
-			err := fetchInto(ctx, dir, flavour, from[:n])
+		for n := len(from.from); n > 0; n-- {
+			err := fetchInto(ctx, dir, flavour, from.image, from.from[:n])
 			if err == nil {
 				return nil
 			}
@@ -83,9 +116,10 @@ func FetchKernel(ctx context.Context, version, flavour string) (*Kernel, error) 
 	return k, nil
 }
 
-// fetchInto downloads the newest kernel of a flavour and leaves in dir its image,
-// its configuration, its release and the modules the lab uses.
-func fetchInto(ctx context.Context, dir, flavour string, from [][2]string) error {
+// fetchInto downloads a kernel of a flavour, the newest one if image is "", and
+// leaves in dir its image, its configuration, its release and the modules the lab
+// uses.
+func fetchInto(ctx context.Context, dir, flavour, image string, from [][2]string) error {
 	work, err := os.MkdirTemp(filepath.Dir(dir), "fetch.tmp-")
 	if err != nil {
 		return err
@@ -95,7 +129,15 @@ func fetchInto(ctx context.Context, dir, flavour string, from [][2]string) error
 	if err != nil {
 		return err
 	}
-	release, packages, err := a.kernelPackages(ctx, flavour)
+	if image == "" {
+		image, err = a.newestImage(ctx, flavour)
+	} else {
+		image = "linux-image-" + image + "-" + flavour
+	}
+	if err != nil {
+		return err
+	}
+	release, packages, err := a.kernelPackages(ctx, image)
 	if err != nil {
 		return err
 	}
@@ -109,22 +151,26 @@ func fetchInto(ctx context.Context, dir, flavour string, from [][2]string) error
 	return keep(ctx, root, dir, release)
 }
 
-// kernelPackages resolves a flavour's meta package to the release it stands for
-// and the packages that hold the image and the modules. From 7.x on Debian's
-// linux-image-RELEASE is empty and depends on linux-binary- and linux-modules-.
-func (a *apt) kernelPackages(ctx context.Context, flavour string) (string, []string, error) {
+// newestImage resolves a flavour's meta package to the image package it stands for.
+func (a *apt) newestImage(ctx context.Context, flavour string) (string, error) {
 	meta := "linux-image-" + flavour
 	deps, err := a.depends(ctx, meta)
 	if err != nil {
-		return "", nil, err
+		return "", err
 	}
 	i := slices.IndexFunc(deps, func(d string) bool { return strings.HasPrefix(d, "linux-image-") })
 	if i < 0 {
-		return "", nil, fmt.Errorf("package %s depends on no kernel image: %v", meta, deps)
+		return "", fmt.Errorf("package %s depends on no kernel image: %v", meta, deps)
 	}
-	image := deps[i]
+	return deps[i], nil
+}
+
+// kernelPackages returns an image package's release and the packages that hold
+// the image and the modules. From 6.19 on Debian's linux-image-RELEASE is empty
+// and depends on linux-binary- and linux-modules-.
+func (a *apt) kernelPackages(ctx context.Context, image string) (string, []string, error) {
 	release := strings.TrimPrefix(image, "linux-image-")
-	deps, err = a.depends(ctx, image)
+	deps, err := a.depends(ctx, image)
 	if err != nil {
 		return "", nil, err
 	}
