@@ -88,7 +88,9 @@ func (k *Kernel) loadTypes(opts Options) (*lazyTypes, error) {
 	if err != nil {
 		return nil, missing(err)
 	}
-	return &lazyTypes{load: read, start: start, size: uint64(stop - start), digest: digest, memo: opts.Cache.open(digest)}, nil
+	m := opts.Cache.open(digest)
+	k.attach.Cached = m != nil && m.hit
+	return &lazyTypes{load: read, start: start, size: uint64(stop - start), digest: digest, memo: m}, nil
 }
 
 // digest hashes a part of the image without holding it.

@@ -8,7 +8,6 @@ import (
 	"github.com/umbravm/umbra/internal/lab"
 	"github.com/umbravm/umbra/kernel"
 	"github.com/umbravm/umbra/mem"
-	"github.com/umbravm/umbra/source"
 	"github.com/umbravm/umbra/source/qemu"
 )
 
@@ -71,17 +70,4 @@ func view(t testing.TB, k *kernel.Kernel, opts mem.Options) *kernel.View {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
 	return k.View(ctx, opts)
-}
-
-// remote is a source whose round trips cost: what reads through it must batch.
-type remote struct{ source.Source }
-
-func (r remote) Info() source.Info {
-	i := r.Source.Info()
-	i.Local = false
-	return i
-}
-
-func (r remote) Registers(ctx context.Context) ([]source.Registers, error) {
-	return r.Source.(source.RegisterReader).Registers(ctx)
 }

@@ -50,7 +50,8 @@ func nsUses(tree *lab.ProcTree) map[string]nsUse {
 		}
 		for _, kind := range []string{"pid", "time"} {
 			if target, ok := tree.Links[fmt.Sprintf("%d/ns/%s_for_children", pid, kind)]; ok {
-				uses[target] = uses[target]
+				u := uses[target] // a namespace even when no process is in it yet
+				uses[target] = u
 			}
 		}
 	}
