@@ -18,7 +18,7 @@ import (
 
 // TestInfo compares what is told of a machine with what its kernel says.
 func TestInfo(t *testing.T) {
-	onEachKernel(t, func(t *testing.T, g *lab.Guest) { compareInfo(t, g, 1) })
+	onEachKernel(t, func(t *testing.T, g *lab.Guest) { compareInfo(t, g, g.Config().CPUs) })
 }
 
 // TestInfoTwoCPUs has two CPUs, of which either may keep the time.

@@ -2,6 +2,8 @@ package linux
 
 import (
 	"context"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,11 +18,23 @@ func TestMain(m *testing.M) { lab.Main(m) }
 // testKernels are the generations every test runs on.
 var testKernels = []string{"5.10", "6.1", "6.12", "7.2"}
 
-// onEachKernel runs a test on one guest of each generation. The guests are shared
-// by the tests of this package and stay paused only while within is running.
+// onEachKernel runs a test on one guest of each generation, or on the machines that
+// UMBRA_TEST_GUESTS describes (lab.ParseConfig, separated by spaces). The guests are
+// shared by the tests of this package and stay paused only while within is running.
 func onEachKernel(t *testing.T, test func(t *testing.T, g *lab.Guest)) {
-	for _, version := range testKernels {
-		t.Run(version, func(t *testing.T) { test(t, lab.Shared(t, lab.Config{Kernel: version, MemMB: 384})) })
+	machines := strings.Fields(os.Getenv("UMBRA_TEST_GUESTS"))
+	if len(machines) == 0 {
+		for _, version := range testKernels {
+			machines = append(machines, version+"/mem=384")
+		}
+	}
+	for _, text := range machines {
+		c, err := lab.ParseConfig(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		name, _, _ := strings.Cut(text, "/mem=384")
+		t.Run(name, func(t *testing.T) { test(t, lab.Shared(t, c)) })
 	}
 }
 

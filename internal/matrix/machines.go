@@ -1,0 +1,40 @@
+package main
+
+// comparisons are the tests of package linux that take their machine from
+// UMBRA_TEST_GUESTS.
+const comparisons = "^Test(Tasks|Threads|Sockets|Files|Maps|Mounts|Modules|Dmesg|Env|Namespaces|Cgroups|Netdevs|Info|ModuleTypes)$"
+
+// machines returns what make test-matrix runs: every generation in every flavour,
+// the shapes a machine can have, and kernels between the generations.
+func machines() []string {
+	var list []string
+	for _, kernel := range []string{"5.10", "6.1", "6.12", "7.2"} {
+		for _, flavour := range []string{"cloud-amd64", "amd64", "rt-amd64"} {
+			list = append(list, kernel+"/"+flavour+"/mem=384")
+		}
+		list = append(list,
+			kernel+"/mem=384/smp=4/qmp",
+			kernel+"/mem=384/cpu=max,la57=off/append=pti=on",
+			kernel+"/mem=384/append=nopti/append=nokaslr",
+			kernel+"/mem=5120/machine=pc/ram=stock")
+	}
+	return append(list,
+		"6.12/rt-amd64/mem=384/smp=4",
+		"6.1/mem=5120/qmp",
+		"6.1/mem=384/append=pti=on/cpu=max,pcid=off",
+		"6.12/mem=384/ram=memfd",
+		"7.2/mem=512/numa=2/smp=2",
+		"7.2/mem=512/numa=2/smp=2/ram=stock/machine=pc",
+		"6.1/mem=160",
+		"bullseye:5.10.0-30/mem=384",
+		"bullseye-security:6.1.0-0.deb11.48/mem=384",
+		"bookworm-security/mem=384",
+		"bookworm-backports:6.12.43+deb12/mem=384",
+		"trixie-backports:6.16.3+deb13/mem=384",
+		"trixie-backports:6.17.13+deb13/mem=384",
+		"trixie-backports:6.18.15+deb13/mem=384",
+		"trixie-backports:6.19.14+deb13/mem=384",
+		"trixie-backports:7.0.13+deb13/mem=384",
+		"trixie-backports:7.1.13+deb13/mem=384",
+		"experimental/mem=384")
+}
