@@ -1,11 +1,12 @@
-// Package btf answers questions about a kernel's types from its BTF: where a
-// field lies, how large a type is, what an enumerator is worth. The format is
-// read by github.com/cilium/ebpf/btf; this package bounds what that is given and
-// turns answers into offsets that code can keep.
+// Package btf answers questions about a kernel's types from its BTF, or from the
+// DWARF of a kernel's file: where a field lies, how large a type is, what an
+// enumerator is worth. Types are those of github.com/cilium/ebpf/btf. They are
+// decoded here, each when it is asked for: that library's decoder follows every
+// pointer, which takes tens of megabytes and ends the program when a guest makes
+// the chain long enough.
 package btf
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -28,9 +29,20 @@ var (
 // kernels may append to it, which hdr_len tells.
 const headerSize = 24
 
-// Types is the types of one kernel or module.
+// Types is the types of one kernel or module. It may be used by several goroutines.
 type Types struct {
-	spec *cbtf.Spec
+	from typeSource
+}
+
+// typeSource is where types come from. What it returns is the caller's to read, not
+// to change.
+type typeSource interface {
+	// find yields a handle and the kind (kindStruct, …) of each type of that name.
+	find(name string, yield func(handle uint64, kind uint8) bool) error
+	get(handle uint64) (cbtf.Type, error)
+	// complete returns what a pointer's target stands for, false when it is none
+	// that came from here.
+	complete(f *cbtf.Fwd) (cbtf.Type, bool, error)
 }
 
 // Size returns the length of the blob that begins with header, in bytes, as the
@@ -44,134 +56,152 @@ func Size(header []byte) (int, error) {
 		return 0, fmt.Errorf("%w: magic %#x", ErrFormat, m)
 	}
 	hdr := uint64(le.Uint32(header[4:]))
-	end := hdr + max(uint64(le.Uint32(header[8:]))+uint64(le.Uint32(header[12:])),
-		uint64(le.Uint32(header[16:]))+uint64(le.Uint32(header[20:])))
+	end := hdr
+	section := func(at int) {
+		end = max(end, hdr+uint64(le.Uint32(header[at:]))+uint64(le.Uint32(header[at+4:])))
+	}
+	section(8)
+	section(16)
+	if hdr >= headerSize+8 && len(header) >= headerSize+8 { // kernel 7.2's third section
+		section(24)
+	}
 	if hdr < headerSize || hdr > 4096 || end > MaxSize {
 		return 0, fmt.Errorf("%w: header of %d bytes, %d in all", ErrFormat, hdr, end)
 	}
 	return int(end), nil
 }
 
-// Parse reads a kernel's BTF. It keeps blob.
-func Parse(blob []byte) (*Types, error) {
-	blob, err := plain(blob)
+// Parse reads a kernel's BTF. It keeps data.
+func Parse(data []byte) (*Types, error) {
+	b, err := parse(data, nil)
 	if err != nil {
 		return nil, err
 	}
-	spec, err := load(func() (*cbtf.Spec, error) { return cbtf.LoadSpecFromReader(bytes.NewReader(blob)) })
-	if err != nil {
-		return nil, err
-	}
-	return &Types{spec}, nil
+	return &Types{b}, nil
 }
 
-// ParseSplit reads a module's BTF, which builds on the kernel's.
-func ParseSplit(blob []byte, base *Types) (*Types, error) {
-	blob, err := plain(blob)
+// ParseSplit reads a module's BTF, which builds on the kernel's. It keeps data.
+func ParseSplit(data []byte, base *Types) (*Types, error) {
+	under, ok := base.from.(interface{ blob() *blob })
+	if !ok {
+		return nil, errors.New("the kernel's types come from DWARF: a module's BTF builds on the kernel's BTF")
+	}
+	b, err := parse(data, under.blob())
 	if err != nil {
 		return nil, err
 	}
-	spec, err := load(func() (*cbtf.Spec, error) { return cbtf.LoadSplitSpecFromReader(bytes.NewReader(blob), base.spec) })
-	if err != nil {
-		return nil, err
-	}
-	return &Types{spec}, nil
-}
-
-// load keeps a parser that panics on what a guest wrote from ending the program.
-func load(f func() (*cbtf.Spec, error)) (spec *cbtf.Spec, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			spec, err = nil, fmt.Errorf("%w: %v", ErrFormat, p)
-		}
-	}()
-	if spec, err = f(); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
-	}
-	return spec, nil
-}
-
-// plain returns blob with a header of 24 bytes and a string table that is not
-// empty, which is what the library accepts: later kernels have longer headers,
-// and a module that adds no names has no string table.
-func plain(blob []byte) ([]byte, error) {
-	size, err := Size(blob)
-	if err != nil {
-		return nil, err
-	}
-	if size > len(blob) {
-		return nil, fmt.Errorf("%w: %d bytes of %d", ErrFormat, len(blob), size)
-	}
-	le := binary.LittleEndian
-	hdr, strLen := int(le.Uint32(blob[4:])), le.Uint32(blob[20:])
-	if hdr == headerSize && strLen > 0 {
-		return blob[:size], nil
-	}
-	typeOff, typeLen, strOff := int(le.Uint32(blob[8:])), int(le.Uint32(blob[12:])), int(le.Uint32(blob[16:]))
-	out := make([]byte, headerSize, headerSize+size)
-	copy(out, blob[:headerSize])
-	out = append(out, blob[hdr+typeOff:hdr+typeOff+typeLen]...)
-	out = append(out, blob[hdr+strOff:hdr+strOff+int(strLen)]...)
-	if strLen == 0 {
-		out = append(out, 0)
-		strLen = 1
-	}
-	le.PutUint32(out[4:], headerSize)
-	le.PutUint32(out[8:], 0)
-	le.PutUint32(out[16:], uint32(typeLen))
-	le.PutUint32(out[20:], strLen)
-	return out, nil
+	return &Types{b}, nil
 }
 
 // Lookup returns the type a name as written in C stands for: "task_struct",
 // "struct task_struct", "union u", "enum pid_type", "pid_t", "unsigned int".
 // A bare name means a struct or union first, then a typedef, enum or base type.
-func (t *Types) Lookup(name string) (typ cbtf.Type, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			typ, err = nil, fmt.Errorf("type %q: %w: %v", name, ErrFormat, p)
-		}
-	}()
+//
+// Structs and unions behind pointers come as forward declarations, see Complete.
+func (t *Types) Lookup(name string) (cbtf.Type, error) {
 	kind, bare := "", name
 	if k, rest, ok := strings.Cut(name, " "); ok && (k == "struct" || k == "union" || k == "enum") {
 		kind, bare = k, strings.TrimSpace(rest)
 	}
-	all, err := t.spec.AnyTypesByName(bare)
+	typ, err := t.best(bare, func(k uint8) int { return rank(k, kind) })
 	if err != nil {
-		return nil, fmt.Errorf("type %q: %w", name, ErrNoType)
+		return nil, fmt.Errorf("type %q: %w", name, err)
 	}
-	best, rank := cbtf.Type(nil), 0
-	for _, c := range all {
-		if r := rankOf(c, kind); r > rank {
-			best, rank = c, r
-		}
-	}
-	if best == nil {
-		return nil, fmt.Errorf("type %q: %w", name, ErrNoType)
-	}
-	return best, nil
+	return typ, nil
 }
 
-func rankOf(t cbtf.Type, kind string) int {
-	switch t.(type) {
-	case *cbtf.Struct:
-		if kind == "" || kind == "struct" {
+// best returns the first type of a name with the highest rank above 0.
+func (t *Types) best(name string, rank func(kind uint8) int) (cbtf.Type, error) {
+	var found uint64
+	top := 0
+	err := t.from.find(name, func(handle uint64, kind uint8) bool {
+		if r := rank(kind); r > top {
+			found, top = handle, r
+		}
+		return true
+	})
+	if err != nil {
+		return nil, err
+	}
+	if top == 0 {
+		return nil, ErrNoType
+	}
+	return t.from.get(found)
+}
+
+// Var returns the type of a per-CPU variable (or of any other, where the types name
+// them: DWARF does, BTF names per-CPU ones only).
+func (t *Types) Var(name string) (cbtf.Type, error) {
+	typ, err := t.best(name, func(k uint8) int {
+		if k == kindVar {
+			return 1
+		}
+		return 0
+	})
+	if err != nil {
+		return nil, fmt.Errorf("variable %q: %w", name, err)
+	}
+	if v, ok := typ.(*cbtf.Var); ok {
+		return v.Type, nil
+	}
+	return typ, nil
+}
+
+// Complete returns the struct or union that a forward declaration behind typedefs
+// and qualifiers stands for: what a pointer's target is. Anything else is returned
+// as it is, and so is what is declared without a definition.
+func (t *Types) Complete(typ cbtf.Type) (cbtf.Type, error) {
+	f, ok := cbtf.UnderlyingType(typ).(*cbtf.Fwd)
+	if !ok {
+		return typ, nil
+	}
+	full, ok, err := t.from.complete(f)
+	if err != nil {
+		return nil, fmt.Errorf("type %q: %w", f.Name, err)
+	}
+	if ok {
+		return full, nil
+	}
+	kind := uint8(kindStruct)
+	if f.Kind == cbtf.FwdUnion {
+		kind = kindUnion
+	}
+	full, err = t.best(f.Name, func(k uint8) int {
+		if k == kind {
+			return 1
+		}
+		return 0
+	})
+	if errors.Is(err, ErrNoType) {
+		return typ, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("type %q: %w", f.Name, err)
+	}
+	return full, nil
+}
+
+// rank orders the kinds of types that a name can mean.
+func rank(k uint8, keyword string) int {
+	switch k {
+	case kindStruct:
+		if keyword == "" || keyword == "struct" {
 			return 5
 		}
-	case *cbtf.Union:
-		if kind == "" || kind == "union" {
+	case kindUnion:
+		if keyword == "" || keyword == "union" {
 			return 4
 		}
-	case *cbtf.Typedef:
-		if kind == "" {
+	case kindTypedef:
+		if keyword == "" {
 			return 3
 		}
-	case *cbtf.Enum:
-		if kind == "" || kind == "enum" {
+	case kindEnum, kindEnum64:
+		if keyword == "" || keyword == "enum" {
 			return 2
 		}
-	case *cbtf.Int:
-		if kind == "" {
+	case kindInt:
+		if keyword == "" {
 			return 1
 		}
 	}

@@ -31,12 +31,7 @@ func (f Field) Len() int {
 // Field finds what a path names: a type and then members, "sock.sk_wmem_queued"
 // or "sock.__sk_common.skc_family"; members of anonymous structs and unions are
 // found as in C. A type alone gives a Field of offset 0 and the type's size.
-func (t *Types) Field(path string) (f Field, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			f, err = Field{}, fmt.Errorf("field %q: %w: %v", path, ErrFormat, p)
-		}
-	}()
+func (t *Types) Field(path string) (Field, error) {
 	parts := strings.Split(path, ".")
 	typ, err := t.Lookup(parts[0])
 	if err != nil {
@@ -54,7 +49,7 @@ func (t *Types) Field(path string) (f Field, err error) {
 	if err != nil {
 		return Field{}, fmt.Errorf("field %q: %w", path, err)
 	}
-	f = Field{Name: path, Offset: bits / 8, Size: size, Elem: elem, Signed: signed, Known: true}
+	f := Field{Name: path, Offset: bits / 8, Size: size, Elem: elem, Signed: signed, Known: true}
 	if width > 0 {
 		if width > 56 { // with its offset in the first byte it must fit one word
 			return Field{}, fmt.Errorf("field %q: %w: %d bits", path, ErrFormat, width)
@@ -67,10 +62,18 @@ func (t *Types) Field(path string) (f Field, err error) {
 // Member finds a member of a struct or union by name, through anonymous ones. off
 // is its distance from the start of t, in bits.
 func Member(t cbtf.Type, name string) (m cbtf.Member, off uint32, ok bool) {
-	return member(t, name, 16)
+	left := maxSearched
+	return member(t, name, maxAnonymous, &left)
 }
 
-func member(t cbtf.Type, name string, depth int) (cbtf.Member, uint32, bool) {
+// Bounds of the search for a member: anonymous structs in each other, and members
+// looked at in all, since one type can be in another many times.
+const (
+	maxAnonymous = 16
+	maxSearched  = 1 << 16
+)
+
+func member(t cbtf.Type, name string, depth int, left *int) (cbtf.Member, uint32, bool) {
 	var members []cbtf.Member
 	switch u := cbtf.UnderlyingType(t).(type) {
 	case *cbtf.Struct:
@@ -78,7 +81,7 @@ func member(t cbtf.Type, name string, depth int) (cbtf.Member, uint32, bool) {
 	case *cbtf.Union:
 		members = u.Members
 	}
-	if depth == 0 {
+	if *left -= len(members); depth == 0 || *left < 0 || name == "" {
 		return cbtf.Member{}, 0, false
 	}
 	for _, m := range members {
@@ -88,7 +91,7 @@ func member(t cbtf.Type, name string, depth int) (cbtf.Member, uint32, bool) {
 	}
 	for _, m := range members {
 		if m.Name == "" {
-			if in, off, ok := member(m.Type, name, depth-1); ok {
+			if in, off, ok := member(m.Type, name, depth-1, left); ok {
 				return in, uint32(m.Offset) + off, true
 			}
 		}
@@ -98,23 +101,20 @@ func member(t cbtf.Type, name string, depth int) (cbtf.Member, uint32, bool) {
 
 // shape returns how a value of type t is read.
 func shape(t cbtf.Type) (size, elem uint32, signed bool, err error) {
-	n, err := cbtf.Sizeof(t)
-	if err != nil {
-		return 0, 0, false, fmt.Errorf("%w: %w", ErrFormat, err)
+	if size, err = sizeOf(t); err != nil {
+		return 0, 0, false, err
 	}
 	switch u := cbtf.UnderlyingType(t).(type) {
 	case *cbtf.Array:
-		e, err := cbtf.Sizeof(u.Type)
-		if err != nil {
-			return 0, 0, false, fmt.Errorf("%w: %w", ErrFormat, err)
+		if elem, err = sizeOf(u.Type); err != nil {
+			return 0, 0, false, err
 		}
-		elem = uint32(e)
 	case *cbtf.Int:
 		signed = u.Encoding == cbtf.Signed
 	case *cbtf.Enum:
 		signed = u.Signed
 	}
-	return uint32(n), elem, signed, nil
+	return size, elem, signed, nil
 }
 
 // Binder answers the questions Bind asks.

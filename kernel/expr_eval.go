@@ -206,7 +206,8 @@ func (e *evaluator) deref(x operand) (operand, error) {
 		if err != nil {
 			return operand{}, err
 		}
-		return operand{typ: t.Target, addr: mem.Virt(p), isObj: true}, nil
+		target, err := e.types.Complete(t.Target)
+		return operand{typ: target, addr: mem.Virt(p), isObj: true}, err
 	}
 	return operand{}, fmt.Errorf("%s is no pointer", typeText(x.typ))
 }
@@ -282,7 +283,9 @@ func (e *evaluator) add(x, y operand) (operand, error) {
 	var target cbtf.Type
 	switch t := cbtf.UnderlyingType(x.typ).(type) {
 	case *cbtf.Pointer:
-		target = t.Target
+		if target, err = e.types.Complete(t.Target); err != nil {
+			return operand{}, err
+		}
 	case *cbtf.Array:
 		target = t.Type
 	default:
