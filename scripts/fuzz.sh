@@ -8,7 +8,7 @@ for file in $(grep -rlE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*\(' . | so
 	for target in $(sed -nE 's/^func (Fuzz[A-Za-z0-9_]*)\(.*/\1/p' "$file"); do
 		found=$((found + 1))
 		echo "fuzz: $(dirname "$file") $target"
-		go test -run='^$' -fuzz="^$target\$" -fuzztime="${FUZZTIME:-5s}" "$(dirname "$file")" >"${TMPDIR:-/tmp}/umbra-fuzz.$$" 2>&1 || {
+		go test -run='^$' -fuzz="^$target\$" -fuzztime="${FUZZTIME:-5s}" -fuzzminimizetime=10x "$(dirname "$file")" >"${TMPDIR:-/tmp}/umbra-fuzz.$$" 2>&1 || {
 			cat "${TMPDIR:-/tmp}/umbra-fuzz.$$" >&2
 			rm -f "${TMPDIR:-/tmp}/umbra-fuzz.$$"
 			exit 1
