@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 for dir in $(go list -f '{{.Dir}}' ./...); do
-	if ! grep -qsE 'internal/lab"|qemu-system' "$dir"/*_test.go && [ "$(basename "$dir")" != lab ]; then
+	if ! grep -qsE 'umbra/internal/lab"|qemu-system' "$dir"/*_test.go && [ "$(basename "$dir")" != lab ]; then
 		echo "./${dir#"$PWD"/}"
 	fi
 done | sed "s|^\./$PWD\$|.|"
