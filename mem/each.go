@@ -3,6 +3,7 @@ package mem
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 )
@@ -69,6 +70,7 @@ func (s *Snapshot) Grow(count func() int, walk func(i int), moved func(i int)) e
 	if s.inPass {
 		panic("mem: Each called from within a walk")
 	}
+	defer func() { s.since = 0 }()
 	known := count()
 	todo := make([]int, known)
 	for i := range todo {
@@ -81,6 +83,9 @@ func (s *Snapshot) Grow(count func() int, walk func(i int), moved func(i int)) e
 		}
 		changed, err := e.changed()
 		if err != nil || len(changed) == 0 {
+			return err
+		}
+		if err := e.anew(changed, try < maxRetries); err != nil {
 			return err
 		}
 		if try == maxRetries {
@@ -226,15 +231,45 @@ func (e *eacher) compare(all []guarded, again []Read) {
 }
 
 // changed returns the walks whose memory moved, once all guards have been read
-// again. The pages that moved are fetched anew.
+// again.
 func (e *eacher) changed() ([]int, error) {
 	if err := e.round(nil); err != nil {
 		return nil, err
 	}
 	slices.Sort(e.moved)
-	slices.Sort(e.stale)
-	e.s.lastPg = nil
-	return slices.Compact(e.moved), e.s.fetch(slices.Compact(e.stale))
+	return slices.Compact(e.moved), nil
+}
+
+// anew fetches the pages that moved again. When the walks named are to be done again,
+// every page they read from now on is read again: other pages than those that were
+// guarded may have been read before what moved came to be, and an object put together
+// of both would be one that never was. With Options.Batch the pages they read so far
+// come in the same round.
+func (e *eacher) anew(walks []int, again bool) error {
+	s := e.s
+	frames := e.stale
+	if again {
+		s.epoch++
+		if s.opts.Batch {
+			frames = append(frames, e.reads(walks)...)
+		}
+		s.since = s.epoch
+	}
+	s.lastPg = nil
+	slices.Sort(frames)
+	frames = slices.Compact(frames)
+	return s.fetch(frames[:min(len(frames), max(s.opts.CachePages/2, 1))])
+}
+
+// reads returns the pages that walks read, by running them on what is here.
+func (e *eacher) reads(walks []int) []Phys {
+	s := e.s
+	s.lastPg, s.inPass, s.touched = nil, true, make(map[Phys]struct{})
+	defer func() { s.inPass, s.touched = false, nil }()
+	for _, i := range walks {
+		e.walk(i)
+	}
+	return slices.Collect(maps.Keys(s.touched))
 }
 
 // guardSpans joins the guards of each page into one range, ascending.

@@ -52,7 +52,10 @@ type Snapshot struct {
 	inPass  bool
 	guards  []guard
 	guarded bool
-	failed  error // the source as a whole failed; every read fails from then on
+	failed  error             // the source as a whole failed; every read fails from then on
+	epoch   uint32            // counts the tries of walks that were done anew
+	since   uint32            // pages read in an earlier epoch are read again
+	touched map[Phys]struct{} // pages read, while that is being noted
 	stats   Stats
 	one     [1]Read
 }
@@ -76,8 +79,9 @@ type page struct {
 	err  error           // why n < PageSize
 	hash uint64          // of the content when it was dropped
 	state
-	used bool // touched since the eviction hand passed
-	want bool // in the next round
+	epoch uint32 // when it was read
+	used  bool   // touched since the eviction hand passed
+	want  bool   // in the next round
 }
 
 type state uint8
@@ -156,7 +160,9 @@ func (s *Snapshot) Uint64(addr Phys) (uint64, error) {
 }
 
 // settled tells whether reading p now needs no round.
-func (p *page) settled() bool { return p != nil && (p.state == here || p.state == unreadable) }
+func (s *Snapshot) settled(p *page) bool {
+	return p != nil && (p.state == here || p.state == unreadable) && p.epoch >= s.since
+}
 
 func (p *page) reason() error {
 	if p.err != nil {
@@ -174,7 +180,13 @@ func (s *Snapshot) page(frame Phys) (*page, error) {
 		return nil, s.failed
 	}
 	pg := s.pages[frame]
-	if !pg.settled() {
+	if s.touched != nil {
+		s.touched[frame] = struct{}{}
+	}
+	if !s.settled(pg) {
+		if s.touched != nil {
+			return nil, ErrPending
+		}
 		if s.inPass && s.opts.Batch {
 			s.want(frame)
 			s.missed = true
@@ -230,7 +242,7 @@ func (s *Snapshot) Want(addrs []Phys) {
 	var missing []Phys
 	for _, a := range addrs {
 		switch frame := a.Page(); {
-		case s.pages[frame].settled():
+		case s.settled(s.pages[frame]):
 		case s.opts.Batch:
 			s.want(frame)
 		case !slices.Contains(missing, frame):
@@ -239,7 +251,8 @@ func (s *Snapshot) Want(addrs []Phys) {
 	}
 	if len(missing) > 1 { // one alone comes when it is read
 		slices.Sort(missing)
-		_ = s.fetch(missing) // the read that follows says what failed
+		// What one round brings must fit the cache. The read that follows says what failed.
+		_ = s.fetch(missing[:min(len(missing), max(s.opts.CachePages/2, 1))])
 	}
 }
 
@@ -278,7 +291,7 @@ func (s *Snapshot) settle(r *Read) {
 		pg = s.newPage(r.Addr)
 	}
 	data, was := (*[PageSize]byte)(r.Buf), pg.state
-	pg.want, pg.used = false, true
+	pg.want, pg.used, pg.epoch = false, true, s.epoch
 	pg.n, pg.err = r.N, nil
 	if r.N < PageSize {
 		pg.err = cause(r.Err)
