@@ -12,6 +12,7 @@ import (
 // clockLayout is include/linux/timekeeper_internal.h.
 type clockLayout struct {
 	InData     btf.Field `btf:"tk_data.timekeeper ?"` // a named type since 6.13
+	Seq        btf.Field `btf:"seqcount_raw_spinlock ?"`
 	OffsReal   btf.Field `btf:"timekeeper.offs_real"`
 	OffsBoot   btf.Field `btf:"timekeeper.offs_boot"`
 	Base       btf.Field `btf:"timekeeper.tkr_mono.base"`
@@ -66,8 +67,9 @@ func timekeeper(w *kernel.Walk, l *clockLayout) mem.Virt {
 			if l.InData.Known {
 				return a + mem.Virt(l.InData.Offset)
 			}
-			// An unnamed struct { seqcount_raw_spinlock_t seq; struct timekeeper timekeeper; }.
-			return a + 8
+			// An unnamed struct { seqcount_raw_spinlock_t seq; struct timekeeper timekeeper; },
+			// the latter aligned to 8 bytes. On rt kernels seq holds its lock's address too.
+			return a + max(8, mem.Virt(l.Seq.Size+7)&^7)
 		}
 	}
 	w.Fail(errNoTimekeeper)
