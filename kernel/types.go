@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -30,6 +31,11 @@ func (l *lazyTypes) get() (*btf.Types, error) {
 func (l *lazyTypes) parse() (*btf.Types, error) {
 	if l.load != nil {
 		blob, err := l.load()
+		if err == nil && sha256.Sum256(blob) != l.digest {
+			// What is learned is kept under the digest. A guest that shows one table
+			// to be hashed and another to be parsed must not fill the other's entry.
+			err = fmt.Errorf("BTF at %v: %w", l.start, errTypesChanged)
+		}
 		if err == nil {
 			l.types, err = btf.Parse(blob)
 		}
@@ -37,6 +43,9 @@ func (l *lazyTypes) parse() (*btf.Types, error) {
 	}
 	return l.types, l.err
 }
+
+// errTypesChanged is BTF that is not what it was when it was hashed.
+var errTypesChanged = errors.New("the types in the kernel's memory changed since attach")
 
 // Field answers from the memo, or from the types and remembers.
 func (l *lazyTypes) Field(path string) (btf.Field, error) {
