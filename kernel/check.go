@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/umbravm/umbra/btf"
 	"github.com/umbravm/umbra/ksym"
@@ -64,9 +65,10 @@ func (k *Kernel) Check(ctx context.Context) error {
 			return err
 		}
 	}
+	var doubt error
 	if rr, ok := k.src.(source.RegisterReader); ok {
 		if regs, err := rr.Registers(ctx); err == nil {
-			if err := k.mappedBy(ctx, regs); err != nil {
+			if doubt, err = k.mappedBy(ctx, regs); err != nil {
 				return err
 			}
 		}
@@ -82,21 +84,33 @@ func (k *Kernel) Check(ctx context.Context) error {
 	case id != k.boot:
 		return fmt.Errorf("%w: it was booted anew", ErrRebooted)
 	}
-	return nil
+	if doubt == nil {
+		return nil
+	}
+	if _, err := moving(ctx, []*Kernel{k}); !errors.Is(err, errStill) {
+		return err
+	}
+	return fmt.Errorf("%w: %w, and %w", ErrRebooted, doubt, errStill)
 }
 
-// mappedBy checks that a CPU's page tables map this kernel's image where it was.
-func (k *Kernel) mappedBy(ctx context.Context, regs []source.Registers) error {
+// mappedBy checks that the CPUs' page tables map this kernel's image where it was.
+// It fails with ErrRebooted when they map another one. doubt says why they do not
+// tell: each may be in its firmware or run a nested guest just now, or one of them
+// the kernel for kdump.
+func (k *Kernel) mappedBy(ctx context.Context, regs []source.Registers) (doubt, err error) {
 	cs, err := newFinder(ctx, k.src).fromRegisters(regs)
-	for _, c := range cs {
-		if c.image.base == k.image.base && c.image.delta == k.image.delta {
-			return nil
-		}
+	own := slices.ContainsFunc(cs, func(c candidate) bool {
+		return c.image.base == k.image.base && c.image.delta == k.image.delta
+	})
+	switch {
+	case own && len(cs) == 1:
+		return nil, nil
+	case own:
+		return errors.New("its CPUs run more than one kernel"), nil
+	case len(cs) == 0:
+		return fmt.Errorf("no CPU runs on it: %w", err), nil
 	}
-	if len(cs) == 0 && err != nil {
-		return fmt.Errorf("%w: %w", ErrRebooted, err)
-	}
-	return fmt.Errorf("%w: its CPUs run one elsewhere", ErrRebooted)
+	return nil, fmt.Errorf("%w: its CPUs run one elsewhere", ErrRebooted)
 }
 
 // TypesDigest returns the SHA-256 of the kernel's BTF as it lay in memory at

@@ -31,9 +31,10 @@ type candidate struct {
 
 // finder looks for kernels in a source's memory.
 type finder struct {
-	ctx  context.Context
-	src  source.Source
-	snap *mem.Snapshot
+	ctx   context.Context
+	src   source.Source
+	snap  *mem.Snapshot
+	asked bool // the CPUs' registers were read
 }
 
 func newFinder(ctx context.Context, src source.Source) *finder {

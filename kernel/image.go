@@ -19,6 +19,10 @@ const (
 // maxImage bounds the kernel image, in bytes. Debian's largest has 80 MB.
 const maxImage = 512 << 20
 
+// maxRuns bounds the runs of an image: each translation and each read of it looks at
+// all of them. Real ones have fewer than ten.
+const maxRuns = 1 << 10
+
 // minImage is less than any kernel has mapped. What user-mode page tables map of
 // it under page-table isolation is smaller still.
 const minImage = 4 << 20
@@ -60,6 +64,9 @@ func imageAt(ctx context.Context, src mem.Reader, sp *paging.Space) (*image, err
 	}
 	runs := byDelta[best]
 	im := &image{ctx: ctx, src: src, base: runs[0].Virt, delta: best}
+	if len(runs) > maxRuns {
+		return nil, fmt.Errorf("the kernel image at %v is mapped in %d pieces: %w", runs[0].Virt, len(runs), ErrTooLong)
+	}
 	for _, r := range runs {
 		if end := uint64(r.Virt-im.base) + r.Size; end <= maxImage {
 			im.runs, im.size = append(im.runs, r), end

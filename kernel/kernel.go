@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -71,6 +72,7 @@ func Attach(ctx context.Context, src source.Source, opts Options) (*Kernel, erro
 			if err != nil {
 				return nil, fmt.Errorf("read registers: %w", err)
 			}
+			f.asked = true
 			return f.fromRegisters(regs)
 		}}, steps...)
 	}
@@ -91,11 +93,22 @@ func Attach(ctx context.Context, src source.Source, opts Options) (*Kernel, erro
 			k.attach.Duration = time.Since(begun)
 			return k, nil
 		}
+		if hopeless(cs, err) {
+			break
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoKernel, err)
 	}
 	return nil, ErrNoKernel
+}
+
+// hopeless tells whether looking elsewhere in RAM cannot help: the machine is gone,
+// or the CPUs run this kernel and it lacks something.
+func hopeless(cs []candidate, err error) bool {
+	var missing *MissingError
+	return errors.Is(err, mem.ErrGone) || len(cs) == 1 && cs[0].method == ByRegisters &&
+		(errors.As(err, &missing) || errors.Is(err, ErrWrongKernel))
 }
 
 // choose returns the running kernel among candidates, nil when none is one.
@@ -108,13 +121,15 @@ func (f *finder) choose(cs []candidate, opts Options) (*Kernel, error) {
 			errs = append(errs, fmt.Errorf("image at %v, page tables at %v: %w", c.image.base, c.root, err))
 			continue
 		}
-		if c.method == ByRegisters {
-			return k, nil // a CPU runs on it
+		if !slices.ContainsFunc(proven, func(o *Kernel) bool { return o.root == k.root }) {
+			proven = append(proven, k)
 		}
-		proven = append(proven, k)
 	}
-	if len(proven) == 0 {
+	switch {
+	case len(proven) == 0:
 		return nil, errors.Join(errs...)
+	case len(proven) == 1 && proven[0].attach.Method == ByRegisters:
+		return proven[0], nil // a CPU runs on it
 	}
 	return f.alive(proven)
 }

@@ -1,14 +1,11 @@
 package kernel
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"reflect"
 	"strings"
-	"time"
 
 	"github.com/umbravm/umbra/btf"
 	"github.com/umbravm/umbra/ksym"
@@ -221,69 +218,4 @@ func (k *Kernel) ahead(ctx context.Context) {
 			k.tables = append(k.tables, p.Page())
 		}
 	})
-}
-
-// clockWait bounds the wait for a kernel's clock to move. An idle kernel that
-// stopped its tick wakes at least that often.
-const clockWait = 5 * time.Second
-
-// alive returns the running one of several kernels proven without registers. The
-// remains of an earlier boot can prove as much; but only one clock moves.
-func (f *finder) alive(ks []*Kernel) (*Kernel, error) {
-	if len(ks) == 1 {
-		return ks[0], nil
-	}
-	if !f.src.Info().Live {
-		return nil, fmt.Errorf("%d kernels lie in this memory and nothing tells which one ran: %s", len(ks), places(ks))
-	}
-	before := make([][]byte, len(ks))
-	for end := time.Now().Add(clockWait); time.Now().Before(end); {
-		for i, k := range ks {
-			now, err := k.clock()
-			if err != nil {
-				continue
-			}
-			if before[i] != nil && !bytes.Equal(before[i], now) {
-				k.attach.Findings = append(k.attach.Findings, Finding{"memory",
-					fmt.Sprintf("holds %d kernels, this one runs: %s", len(ks), places(ks))})
-				return k, nil
-			}
-			before[i] = now
-		}
-		select {
-		case <-f.ctx.Done():
-			return nil, f.ctx.Err()
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
-	return nil, fmt.Errorf("%d kernels lie in this memory and no clock of theirs moved in %v: %s", len(ks), clockWait, places(ks))
-}
-
-func places(ks []*Kernel) string {
-	var s []string
-	for _, k := range ks {
-		s = append(s, k.image.base.String())
-	}
-	return strings.Join(s, ", ")
-}
-
-// clock returns bytes of memory that every tick changes: the timekeeper
-// (kernel/time/timekeeping.c, tk_core) and the tick count.
-func (k *Kernel) clock() ([]byte, error) {
-	var out []byte
-	for _, name := range []string{"jiffies_64", "jiffies", "tk_core"} {
-		a, ok := k.syms.Lookup(name)
-		if !ok {
-			continue
-		}
-		buf := make([]byte, 8)
-		if err := k.image.Read(a, buf); err != nil {
-			return nil, err
-		}
-		out = append(out, buf...)
-	}
-	if len(out) == 0 {
-		return nil, errors.New("no clock")
-	}
-	return out, nil
 }
