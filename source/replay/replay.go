@@ -8,8 +8,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/umbravm/umbra/mem"
@@ -32,6 +34,7 @@ type Meta struct {
 // Source is an open bundle.
 type Source struct {
 	bundle *mem.Bundle
+	pages  []mem.Phys // of the bundle, ascending
 	meta   Meta
 	info   source.Info
 	closed bool
@@ -68,7 +71,8 @@ func New(b *mem.Bundle) (*Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", mem.ErrBundle, err)
 	}
-	return &Source{bundle: b, meta: m, info: source.Info{
+	pages := slices.Sorted(maps.Keys(b.Pages))
+	return &Source{bundle: b, pages: pages, meta: m, info: source.Info{
 		Kind:   "replay",
 		Name:   m.Name,
 		Detail: fmt.Sprintf("%d pages recorded from %s at %s", len(b.Pages), m.Kind, m.Begun.UTC().Format(time.RFC3339)),
@@ -97,20 +101,17 @@ func (s *Source) Registers(context.Context) ([]source.Registers, error) {
 
 // Data implements source.HoleFinder: what was not recorded is left out of scans.
 func (s *Source) Data(from mem.Phys) (mem.Extent, bool) {
-	for _, e := range s.info.Layout {
-		for a := max(from, e.Start).Page(); a < e.End(); a += mem.PageSize {
-			if _, ok := s.bundle.Pages[a]; !ok {
-				continue
-			}
-			run := mem.Extent{Start: a}
-			for b := a; b < e.End(); b += mem.PageSize {
-				if _, ok := s.bundle.Pages[b]; !ok {
-					break
-				}
-				run.Size += mem.PageSize
-			}
-			return run, true
+	i, _ := slices.BinarySearch(s.pages, from.Page())
+	for ; i < len(s.pages); i++ {
+		e, ok := s.info.Layout.Find(max(s.pages[i], from))
+		if !ok {
+			continue // the description does not call it RAM
 		}
+		run := mem.Extent{Start: s.pages[i], Size: mem.PageSize}
+		for i++; i < len(s.pages) && s.pages[i] == run.End() && run.End()-e.Start < mem.Phys(e.Size); i++ {
+			run.Size += mem.PageSize
+		}
+		return run, true
 	}
 	return mem.Extent{}, false
 }

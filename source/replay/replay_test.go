@@ -183,3 +183,32 @@ func TestBadMeta(t *testing.T) {
 		}
 	}
 }
+
+// TestData looks for what was recorded in a machine that is said to be as large as
+// can be: it must not look at every page of that.
+func TestData(t *testing.T) {
+	meta, err := json.Marshal(Meta{Layout: mem.Layout{{Start: 0x1000, Size: 1 << 62}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages := map[mem.Phys]mem.BundlePage{}
+	for _, a := range []mem.Phys{0, 0x2000, 0x3000, 0x9000, 1 << 61, 1 << 63} {
+		pages[a] = mem.BundlePage{Data: make([]byte, mem.PageSize)}
+	}
+	s, err := New(&mem.Bundle{Meta: meta, Pages: pages})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got mem.Layout
+	for at := mem.Phys(0); ; {
+		e, ok := s.Data(at)
+		if !ok {
+			break
+		}
+		got, at = append(got, e), e.End()
+	}
+	want := mem.Layout{{Start: 0x2000, Size: 0x2000}, {Start: 0x9000, Size: 0x1000}, {Start: 1 << 61, Size: 0x1000}}
+	if !slices.Equal(got, want) {
+		t.Errorf("recorded: %v, want %v", got, want)
+	}
+}
