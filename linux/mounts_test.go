@@ -27,8 +27,8 @@ func TestMounts(t *testing.T) {
 				t.Errorf("finding: %v", f)
 			}
 			compareMounts(t, mounts, tree)
-			if rounds := v.Snapshot().Stats().Rounds; batch && rounds > 18 {
-				t.Errorf("%d mounts in %d rounds, more than 18", len(mounts), rounds)
+			if rounds := v.Snapshot().Stats().Rounds; batch && rounds > 22 { // mounts lie in a tree since 6.8, whose depth adds rounds
+				t.Errorf("%d mounts in %d rounds, more than 22", len(mounts), rounds)
 			}
 		}
 		// A process in a chroot sees the mounts below it only.
