@@ -44,6 +44,12 @@ func (s *Snapshot) Guard(addr Phys, n int) {
 	s.guards = append(s.guards, g)
 }
 
+// Doubt notes that the walk now running came to something that cannot be: an object
+// that is gone, or of which parts were read at different times. On a machine that
+// runs it is done again, from pages that are all read anew, unless those turn out to
+// be as they were.
+func (s *Snapshot) Doubt() { s.doubt = true }
+
 // Each runs walk(0) … walk(n-1). A walk is plain sequential code that reads
 // through s and writes its result to a place of its own. With Options.Batch, a
 // read of a page that is not here yet fails with ErrPending, the walk returns,
@@ -54,7 +60,7 @@ func (s *Snapshot) Guard(addr Phys, n int) {
 //
 // What a walk guarded is read again, together with its last pages where there are
 // any; a walk whose memory moved is done anew, and told to moved (which may be nil)
-// when it keeps moving. Each must not be called from within a walk.
+// when it keeps moving. So is one that came into doubt (see Doubt). Each must not be called from within a walk.
 //
 // The error is the source's as a whole, or that walks never came to an end.
 func (s *Snapshot) Each(n int, walk func(i int), moved func(i int)) error {
@@ -82,10 +88,17 @@ func (s *Snapshot) Grow(count func() int, walk func(i int), moved func(i int)) e
 			return err
 		}
 		changed, err := e.changed()
-		if err != nil || len(changed) == 0 {
+		if err != nil {
 			return err
 		}
-		if err := e.anew(changed, try < maxRetries); err != nil {
+		again := changed
+		if try == 0 || s.differed { // or else the same memory would give the same again
+			again = union(changed, e.doubted)
+		}
+		if len(again) == 0 {
+			return nil
+		}
+		if err := e.anew(again, try < maxRetries); err != nil {
 			return err
 		}
 		if try == maxRetries {
@@ -97,9 +110,16 @@ func (s *Snapshot) Grow(count func() int, walk func(i int), moved func(i int)) e
 			}
 			return nil
 		}
-		s.stats.Retried += len(changed)
-		todo = changed
+		s.stats.Retried += len(again)
+		todo = again
 	}
+}
+
+// union returns what is in either of two ascending lists, ascending.
+func union(a, b []int) []int {
+	all := slices.Concat(a, b)
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // lot returns how many walks may wait for pages side by side.
@@ -119,6 +139,7 @@ type eacher struct {
 	open    []guarded // of walks that ended, not read again yet
 	pending []guarded // of walks that missed a page in the last pass
 	moved   []int     // walks whose memory changed
+	doubted []int     // walks that came to something that cannot be
 	stale   []Phys    // the pages where it did
 }
 
@@ -147,7 +168,7 @@ func (e *eacher) run(todo []int) error {
 				break
 			}
 			i := todo[k]
-			s.missed, s.guards = false, s.guards[:0]
+			s.missed, s.doubt, s.guards = false, false, s.guards[:0]
 			e.walk(i)
 			if s.failed != nil {
 				return s.failed
@@ -161,6 +182,9 @@ func (e *eacher) run(todo []int) error {
 				e.pending = append(e.pending, guarded{i, slices.Clone(s.guards)})
 			} else if left := without(s.guards, before); len(left) > 0 {
 				e.open = append(e.open, guarded{i, left})
+			}
+			if s.doubt && !s.missed && s.guarded {
+				e.doubted = append(e.doubted, i)
 			}
 			for n := e.count(); *e.known < n; *e.known++ {
 				todo = append(todo, *e.known)
@@ -176,40 +200,83 @@ func (e *eacher) run(todo []int) error {
 	return nil
 }
 
-// without returns a copy of the guards that are not among checked.
-func without(guards, checked []guard) (out []guard) {
-	for _, g := range guards {
-		if !slices.Contains(checked, g) {
-			out = append(out, g)
-		}
+// without returns a copy of the guards that are not among checked. A walk that is run
+// again sets the same ones first, as long as nothing it read was read anew.
+func without(guards, checked []guard) []guard {
+	same := 0
+	for same < min(len(guards), len(checked)) && guards[same] == checked[same] {
+		same++
 	}
-	return out
+	guards, checked = guards[same:], checked[same:]
+	if len(checked) == 0 {
+		return slices.Clone(guards)
+	}
+	known := make(map[guard]struct{}, len(checked))
+	for _, g := range checked {
+		known[g] = struct{}{}
+	}
+	return slices.DeleteFunc(slices.Clone(guards), func(g guard) bool {
+		_, ok := known[g]
+		return ok
+	})
 }
+
+// guardLot is how many guards are read again at once where rounds are cheap: they
+// can lie as far apart as two to a page.
+const guardLot = 2048
 
 // round fetches pages and then, in the same call to the source, reads again what
 // walks guarded.
 func (e *eacher) round(frames []Phys) error {
 	all := append(e.open, e.pending...)
 	e.open = nil
-	spans := guardSpans(all)
-	reads := make([]Read, 0, len(frames)+len(spans))
-	for _, f := range frames {
-		reads = append(reads, Read{Addr: f, Buf: e.s.buffer()[:]})
+	var buf []byte
+	for len(frames) > 0 || len(all) > 0 {
+		lot := all
+		if all = nil; !e.s.opts.Batch {
+			lot, all = split(lot, guardLot)
+		}
+		spans := guardSpans(lot)
+		reads := make([]Read, 0, len(frames)+len(spans))
+		for _, f := range frames {
+			reads = append(reads, Read{Addr: f, Buf: e.s.buffer()[:]})
+		}
+		var size uint64
+		for _, sp := range spans {
+			size += sp.Size
+		}
+		if size > uint64(len(buf)) {
+			buf = make([]byte, size)
+		}
+		rest := buf
+		for _, sp := range spans {
+			reads = append(reads, Read{Addr: sp.Start, Buf: rest[:sp.Size:sp.Size]})
+			rest = rest[sp.Size:]
+		}
+		if err := e.s.readSource(reads); err != nil {
+			return err
+		}
+		for i := range frames {
+			e.s.settle(&reads[i])
+		}
+		e.compare(lot, reads[len(frames):])
+		frames = nil
 	}
-	for _, sp := range spans {
-		reads = append(reads, Read{Addr: sp.Start, Buf: make([]byte, sp.Size)})
-	}
-	if len(reads) == 0 {
-		return nil
-	}
-	if err := e.s.readSource(reads); err != nil {
-		return err
-	}
-	for i := range frames {
-		e.s.settle(&reads[i])
-	}
-	e.compare(all, reads[len(frames):])
 	return nil
+}
+
+// split cuts all behind its first n guards. What follows them takes all's place.
+func split(all []guarded, n int) (head, rest []guarded) {
+	for i, o := range all {
+		if len(o.guards) <= n {
+			n -= len(o.guards)
+			continue
+		}
+		head = append(slices.Clone(all[:i]), guarded{o.walk, o.guards[:n]})
+		all[i].guards = o.guards[n:]
+		return head, all[i:]
+	}
+	return all, nil
 }
 
 // compare notes the walks whose guards differ from what was read again.
@@ -250,6 +317,7 @@ func (e *eacher) anew(walks []int, again bool) error {
 	frames := e.stale
 	if again {
 		s.epoch++
+		s.differed = false
 		if s.opts.Batch {
 			frames = append(frames, e.reads(walks)...)
 		}

@@ -76,3 +76,61 @@ func TestEachRetryRounds(t *testing.T) {
 		t.Errorf("%d rounds, %d retries, for one chain of %d pages read twice", got, s.Stats().Retried, length)
 	}
 }
+
+// apart is endless memory that counts the bytes asked for in one call.
+type apart struct{ most, small int }
+
+func (a *apart) ReadPhys(_ context.Context, reads []Read) error {
+	n := 0
+	for i := range reads {
+		clear(reads[i].Buf)
+		reads[i].N = len(reads[i].Buf)
+		if reads[i].N < PageSize {
+			n += reads[i].N
+		}
+	}
+	a.most, a.small = max(a.most, n), a.small+n
+	return nil
+}
+
+// TestEachGuardMemory guards both ends of very many pages: reading them again must
+// not take as much memory as those have.
+func TestEachGuardMemory(t *testing.T) {
+	const walks = 20_000
+	src := &apart{}
+	s := NewSnapshot(context.Background(), src, Options{CachePages: 64})
+	err := s.Each(walks, func(i int) {
+		at := Phys(i) * PageSize
+		s.Guard(at, 8)
+		s.Guard(at+PageSize-16, 8)
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if src.small != walks*(PageSize-8) {
+		t.Errorf("%d bytes read again", src.small)
+	}
+	if src.most > 4<<20 {
+		t.Errorf("%d bytes at once", src.most)
+	}
+}
+
+// TestEachGuards sets many guards in one walk that is run many times.
+func TestEachGuards(t *testing.T) {
+	const pages, each = 40, 500
+	m := &ram{data: make([]byte, (pages+1)*PageSize)}
+	s := NewSnapshot(context.Background(), m, Options{Batch: true})
+	err := s.Each(1, func(int) {
+		for p := Phys(0); p < pages; p++ {
+			for w := range Phys(each) {
+				s.Guard(p*PageSize+w*8, 8)
+			}
+			if _, err := s.Uint64(p * PageSize); err != nil {
+				return
+			}
+		}
+	}, func(int) { t.Error("said to keep moving") })
+	if err != nil || m.rounds != pages+1 {
+		t.Errorf("%d rounds, %v", m.rounds, err)
+	}
+}
