@@ -3,6 +3,8 @@ package kernel
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/umbravm/umbra/mem"
 	"github.com/umbravm/umbra/paging"
@@ -15,6 +17,8 @@ type View struct {
 	snap     *mem.Snapshot
 	space    *paging.Space
 	findings []Finding
+	walk     int               // the one now running, -1 when none is
+	during   map[int][]Finding // of the walks of this Each
 }
 
 // A Finding is something in a machine's memory that does not add up, or could not
@@ -35,7 +39,7 @@ func (k *Kernel) View(ctx context.Context, opts mem.Options) *View {
 	info := k.src.Info()
 	opts.Static = opts.Static || !info.Live
 	opts.Batch = opts.Batch || !info.Local
-	v := &View{Kernel: k, snap: mem.NewSnapshot(ctx, k.src, opts)}
+	v := &View{Kernel: k, walk: -1, snap: mem.NewSnapshot(ctx, k.src, opts)}
 	v.space = paging.NewCached(v.snap, k.root, k.levels)
 	v.space.Know(k.image.runs)
 	v.snap.Want(k.tables)
@@ -61,9 +65,24 @@ func (v *View) Process(pgd mem.Virt) (*paging.Space, error) {
 	return paging.New(v.snap, root, v.levels), nil
 }
 
-// Find notes something that does not add up.
+// Find notes something that does not add up. What a walk finds is forgotten when the
+// walk is run again.
 func (v *View) Find(object, format string, args ...any) {
 	f := Finding{object, fmt.Sprintf(format, args...)}
+	if v.walk < 0 {
+		v.note(f)
+		return
+	}
+	if v.during == nil {
+		v.during = make(map[int][]Finding)
+	}
+	of := v.during[v.walk]
+	if len(of) <= maxFindings && (of != nil || len(v.during) <= maxFindings) { // more are not reported anyway
+		v.during[v.walk] = append(of, f)
+	}
+}
+
+func (v *View) note(f Finding) {
 	if len(v.findings) == maxFindings {
 		f = Finding{"report", fmt.Sprintf("more than %d findings; the rest are left out", maxFindings)}
 	}
@@ -78,12 +97,24 @@ func (v *View) Findings() []Finding { return v.findings }
 // Each runs one walk per object, in rounds (see mem.Snapshot.Each). moved, which
 // may be nil, is told the objects whose memory kept changing while it was read.
 func (v *View) Each(n int, walk func(i int, w *Walk), moved func(i int)) error {
-	return v.snap.Each(n, func(i int) { walk(i, &Walk{v: v, space: v.space}) }, moved)
+	return v.Grow(func() int { return n }, walk, moved)
 }
 
 // Grow is Each for walks that lead to more walks (see mem.Snapshot.Grow).
 func (v *View) Grow(count func() int, walk func(i int, w *Walk), moved func(i int)) error {
-	return v.snap.Grow(count, func(i int) { walk(i, &Walk{v: v, space: v.space}) }, moved)
+	err := v.snap.Grow(count, func(i int) {
+		delete(v.during, i)
+		v.walk = i
+		walk(i, &Walk{v: v, space: v.space})
+		v.walk = -1
+	}, moved)
+	for _, i := range slices.Sorted(maps.Keys(v.during)) {
+		for _, f := range v.during[i] {
+			v.note(f)
+		}
+	}
+	v.during = nil
+	return err
 }
 
 // Do runs a single walk, in rounds, and returns its error.
