@@ -80,8 +80,14 @@ func bootWith(ctx context.Context, c Config, kernel *Kernel, accel string) (*Gue
 	if err != nil {
 		return nil, err
 	}
+	root := ""
+	if c.Root != "" {
+		if root, err = debianRoot(ctx); err != nil {
+			return nil, err
+		}
+	}
 	g := &Guest{cfg: c, kernel: kernel, accel: accel, console: newConsole(), done: make(chan struct{})}
-	if err := g.start(ctx, program); err != nil {
+	if err := g.start(ctx, program, root); err != nil {
 		g.Close()
 		return nil, fmt.Errorf("boot %s: %w", kernel.Release, err)
 	}
@@ -89,8 +95,8 @@ func bootWith(ctx context.Context, c Config, kernel *Kernel, accel string) (*Gue
 }
 
 // start lays out the machine's files, starts QEMU and waits for the guest.
-func (g *Guest) start(ctx context.Context, program string) error {
-	if err := g.makeFiles(program); err != nil {
+func (g *Guest) start(ctx context.Context, program, root string) error {
+	if err := g.makeFiles(program, root); err != nil {
 		return err
 	}
 	if err := g.spawn(); err != nil {
@@ -114,8 +120,9 @@ func (g *Guest) start(ctx context.Context, program string) error {
 	return g.waitReady(ctx)
 }
 
-// makeFiles makes the machine's directories and chooses its paths.
-func (g *Guest) makeFiles(program string) (err error) {
+// makeFiles makes the machine's directories and chooses its paths. root is the
+// archive that goes with Config.Root.
+func (g *Guest) makeFiles(program, root string) (err error) {
 	sweep(os.TempDir(), ramParent())
 	if g.dir, g.lock, err = newDir(os.TempDir()); err != nil {
 		return err
@@ -141,7 +148,10 @@ func (g *Guest) makeFiles(program string) (err error) {
 	if !g.cfg.KeepRAM {
 		g.removeRAM()
 	}
-	return writeInitramfs(g.files.initrd, program, g.kernel)
+	if err := writeInitramfs(g.files.initrd, program, g.kernel); err != nil || g.cfg.Root == "" {
+		return err
+	}
+	return appendFile(g.files.initrd, root)
 }
 
 func (g *Guest) removeRAM() {

@@ -25,6 +25,7 @@ type Config struct {
 	CPUs     int    // 0 is 1
 	CPUModel string // QEMU's -cpu; "" is "max"
 	Machine  string // QEMU's -machine type; "" is "q35"
+	Root     string // "" for the guest program alone, "debian" for a Debian system
 	Append   []string
 	RAM      RAMKind
 	MemPath  string // RAM's file with RAMFile; "" chooses one
@@ -72,6 +73,10 @@ func (c Config) check() error {
 		return fmt.Errorf("%d MiB of RAM: the guest needs 128", c.MemMB)
 	case c.CPUs < 1 || c.CPUs > 64:
 		return fmt.Errorf("%d CPUs", c.CPUs)
+	case c.Root != "" && c.Root != "debian":
+		return fmt.Errorf("root file system %q: the lab knows debian", c.Root)
+	case c.Root != "" && c.MemMB < 1024:
+		return fmt.Errorf("%d MiB of RAM: a Debian system needs 1024", c.MemMB)
 	case c.MemPath != "" && c.RAM != RAMFile:
 		return fmt.Errorf("a memory path goes with RAM in a file, not with %v RAM", c.RAM)
 	case c.NUMA < 0 || c.NUMA > c.CPUs:
@@ -90,6 +95,9 @@ func (c Config) commandLine() string {
 		words = append(words, "umbra.oracle=none")
 	case c.Serial:
 		words = append(words, "umbra.oracle=ttyS1")
+	}
+	if c.Root != "" {
+		words = append(words, "rdinit=/lib/systemd/systemd", "systemd.unit=umbra.target")
 	}
 	return strings.Join(append(words, c.Append...), " ")
 }

@@ -3,6 +3,10 @@ package lab
 import (
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
 )
 
 // File modes of an archive's members, as in stat(2).
@@ -37,6 +41,42 @@ func (c *cpioWriter) Char(name string, perm, major, minor uint32) {
 	c.member(name, cpioChar|perm, major, minor, nil)
 }
 
+// Tree adds what lies below a directory, with owners and modes. Sockets and
+// devices are left out.
+func (c *cpioWriter) Tree(root string) error {
+	return filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || path == root {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		var data []byte
+		switch info.Mode().Type() {
+		case fs.ModeDir:
+		case fs.ModeSymlink:
+			target, err := os.Readlink(path)
+			if err != nil {
+				return err
+			}
+			data = []byte(target)
+		case 0:
+			if data, err = os.ReadFile(path); err != nil {
+				return err
+			}
+		default:
+			return nil
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		if !ok {
+			return fmt.Errorf("%s: its owner is not known", path)
+		}
+		c.owned(path[len(root)+1:], st.Mode, st.Uid, st.Gid, 0, 0, data)
+		return c.err
+	})
+}
+
 // Close ends the archive and returns the first error of all writes.
 func (c *cpioWriter) Close() error {
 	c.member("TRAILER!!!", 0, 0, 0, nil)
@@ -44,6 +84,10 @@ func (c *cpioWriter) Close() error {
 }
 
 func (c *cpioWriter) member(name string, mode, major, minor uint32, data []byte) {
+	c.owned(name, mode, 0, 0, major, minor, data)
+}
+
+func (c *cpioWriter) owned(name string, mode, uid, gid, major, minor uint32, data []byte) {
 	if len(data) > 1<<31-1 {
 		c.err = fmt.Errorf("archive member %s: %d bytes are too many", name, len(data))
 	}
@@ -53,7 +97,7 @@ func (c *cpioWriter) member(name string, mode, major, minor uint32, data []byte)
 		links = 2
 	}
 	header := fmt.Sprintf("070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x",
-		c.ino, mode, 0, 0, links, 0, len(data), 0, 0, major, minor, len(name)+1, 0)
+		c.ino, mode, uid, gid, links, 0, len(data), 0, 0, major, minor, len(name)+1, 0)
 	c.write([]byte(header + name + "\x00"))
 	c.pad()
 	c.write(data)

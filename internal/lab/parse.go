@@ -10,7 +10,7 @@ import (
 // ParseConfig reads a machine's description: words separated by slashes, each
 // but the first optional.
 //
-//	KERNEL/FLAVOUR/smp=N/mem=MIB/cpu=MODEL/machine=TYPE/ram=file|stock|memfd/numa=N/qmp/append=WORD
+//	KERNEL/FLAVOUR/smp=N/mem=MIB/cpu=MODEL/machine=TYPE/ram=file|stock|memfd/numa=N/root=debian/qmp/append=WORD
 //
 // KERNEL is what Config.Kernel takes; append can be given several times.
 func ParseConfig(text string) (Config, error) {
@@ -44,6 +44,8 @@ func (c *Config) set(word string) (err error) {
 		c.CPUModel = value
 	case "machine":
 		c.Machine = value
+	case "root":
+		c.Root = value
 	case "append":
 		c.Append = append(c.Append, value)
 	case "qmp":

@@ -19,7 +19,7 @@ func TestParseConfig(t *testing.T) {
 		}
 	}
 	for _, text := range []string{"", "6.1/", "6.1/arm64", "6.1/smp=x", "6.1/mem=1", "6.1/ram=none", "no such suite",
-		"../etc", "trixie:", "trixie:-o=x", "trixie:6.1 evil", "6.1/numa=2"} {
+		"../etc", "trixie:", "trixie:-o=x", "trixie:6.1 evil", "6.1/numa=2", "6.1/root=debian", "6.1/root=x/mem=2048"} {
 		if got, err := ParseConfig(text); err == nil {
 			t.Errorf("%q: %+v", text, got)
 		}

@@ -67,6 +67,7 @@ func boot(ctx context.Context, args []string) error {
 	flags.StringVar(&c.Name, "name", "", "the machine's name")
 	flags.StringVar(&c.MemPath, "ram-file", "", "file for the RAM")
 	flags.BoolVar(&c.KeepRAM, "keep-ram", false, "use the RAM file as it is, and keep it")
+	flags.StringVar(&c.Root, "root", "", "debian for a Debian system")
 	flags.IntVar(&c.NUMA, "numa", 0, "NUMA nodes")
 	flags.BoolVar(&c.QMP, "qmp", true, "offer a QMP socket")
 	flags.BoolVar(&c.Serial, "serial", false, "oracle on the second UART")
