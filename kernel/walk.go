@@ -28,6 +28,7 @@ type Walk struct {
 	v     *View
 	space *paging.Space
 	err   error
+	probe bool // errors are expected
 }
 
 // View returns what the walk reads.
@@ -39,10 +40,14 @@ func (w *Walk) Err() error { return w.err }
 // OK tells whether the walk has met no error yet.
 func (w *Walk) OK() bool { return w.err == nil }
 
-// Fail ends the walk with an error, unless it has one.
+// Fail ends the walk with an error, unless it has one. On a machine that runs, the
+// walk is done again from memory read anew before the error is believed.
 func (w *Walk) Fail(err error) {
-	if w.err == nil {
+	if w.err == nil && err != nil {
 		w.err = err
+		if !w.probe {
+			w.v.snap.Doubt()
+		}
 	}
 }
 
@@ -59,6 +64,16 @@ func (w *Walk) Try(part func()) error {
 	part()
 	err := w.err
 	w.err = nil
+	return err
+}
+
+// Probe is Try for a part that may well fail: reading ahead of need, or finding out
+// what something is. Its failure puts nothing in doubt.
+func (w *Walk) Probe(part func()) error {
+	was := w.probe
+	w.probe = true
+	err := w.Try(part)
+	w.probe = was
 	return err
 }
 

@@ -55,7 +55,7 @@ func fdTable(w *kernel.Walk, l *fdLayout, files mem.Virt) []openFD {
 	openErr := w.Try(func() { openBits = w.Bytes(open, words*8) })
 	execErr := w.Try(func() { execBits = w.Bytes(cloexec, words*8) })
 	if w.View().Snapshot().Batching() {
-		_ = w.Try(func() { w.Bytes(array, min(size*8, fdAhead)) })
+		_ = w.Probe(func() { w.Bytes(array, min(size*8, fdAhead)) })
 	}
 	w.Fail(openErr)
 	w.Fail(execErr)

@@ -171,7 +171,7 @@ func (r *fileReader) tables(tasks []Task) (map[mem.Virt]*openTable, error) {
 	left := budget{maxFiles}
 	err := r.v.Each(len(addrs)+1, func(i int, w *kernel.Walk) {
 		if i == len(addrs) { // all paths are told from there, and each file's walk reads it again
-			_ = w.Try(func() { firstRoot(w, r.ns, r.task, r.path) })
+			_ = w.Probe(func() { firstRoot(w, r.ns, r.task, r.path) })
 			return
 		}
 		t := byAddr[addrs[i]]
@@ -198,10 +198,10 @@ func fileAhead(w *kernel.Walk, l *fileLayout, p *pathLayout, file mem.Virt) {
 	if !w.View().Snapshot().Batching() {
 		return
 	}
-	_ = w.Try(func() { w.Ptr(w.Ptr(w.Ptr(file, l.Inode), l.Super), l.SuperMagic) })
-	_ = w.Try(func() { dynamicName(w, p, w.Ptr(w.At(file, l.Path), p.Dentry)) })
-	_ = w.Try(func() { climbAhead(w, p, w.Ptr(w.At(file, l.Path), p.Dentry)) })
-	_ = w.Try(func() { mountsAhead(w, p, w.Ptr(w.At(file, l.Path), p.Mnt)-mem.Virt(p.Mount.Offset)) })
+	_ = w.Probe(func() { w.Ptr(w.Ptr(w.Ptr(file, l.Inode), l.Super), l.SuperMagic) })
+	_ = w.Probe(func() { dynamicName(w, p, w.Ptr(w.At(file, l.Path), p.Dentry)) })
+	_ = w.Probe(func() { climbAhead(w, p, w.Ptr(w.At(file, l.Path), p.Dentry)) })
+	_ = w.Probe(func() { mountsAhead(w, p, w.Ptr(w.At(file, l.Path), p.Mnt)-mem.Virt(p.Mount.Offset)) })
 }
 
 // describe fills in what the struct file of each row says, reading each once.

@@ -43,7 +43,7 @@ func (r *mapReader) addressSpaces(tasks []Task) (byMM map[mem.Virt]*addressSpace
 		if i == len(all) {
 			gate, gateErr = r.gateArea(w), w.Err()
 			// All paths are told from there, and each file's walk reads it again.
-			_ = w.Try(func() { firstRoot(w, r.ns, r.task, r.path) })
+			_ = w.Probe(func() { firstRoot(w, r.ns, r.task, r.path) })
 			return
 		}
 		left.back(&all[i].held)
@@ -97,7 +97,7 @@ func (r *mapReader) ahead(w *kernel.Walk, areas []area) {
 	}
 	var last mem.Virt
 	for i := range areas {
-		_ = w.Try(func() {
+		_ = w.Probe(func() {
 			file := w.Ptr(areas[i].Addr, r.l.File)
 			switch {
 			case !w.OK():
@@ -164,7 +164,7 @@ func (r *mapReader) neighboursAhead(w *kernel.Walk, nodes []mem.Virt) {
 		clear(seen)
 		for _, n := range nodes {
 			vma := n - mem.Virt(r.l.Node.Offset)
-			_ = w.Try(func() {
+			_ = w.Probe(func() {
 				for w.OK() && vma != 0 && len(seen) < maxRBNodes {
 					if _, again := seen[vma]; again {
 						return

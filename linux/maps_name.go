@@ -219,7 +219,7 @@ const mayBacking = 1<<24 | 1<<25
 // system. Behind a file that is not a backing one something else does.
 func (r *mapReader) isPath(w *kernel.Walk, a mem.Virt) bool {
 	var mounted, of mem.Virt
-	err := w.Try(func() {
+	err := w.Probe(func() {
 		mounted = w.Ptr(w.Ptr(a, r.path.Mnt), r.l.MountSB)
 		of = w.Ptr(w.Ptr(a, r.path.Dentry), r.l.DentrySB)
 	})

@@ -181,8 +181,8 @@ func (r *mountReader) namespaces(tasks []Task) ([]*mountNamespace, error) {
 		}
 		errs[i] = w.Err()
 		if of[i] != 0 && w.View().Snapshot().Batching() {
-			_ = w.Try(func() { w.Word(w.Ptr(of[i], r.l.NSRoot)) })
-			_ = w.Try(func() { w.Ptr(w.Ptr(tasks[i].Addr, r.task.FS), r.task.Root) })
+			_ = w.Probe(func() { w.Word(w.Ptr(of[i], r.l.NSRoot)) })
+			_ = w.Probe(func() { w.Ptr(w.Ptr(tasks[i].Addr, r.task.FS), r.task.Root) })
 		}
 	}, nil)
 	if err != nil {
@@ -264,7 +264,7 @@ func (r *mountReader) ahead(w *kernel.Walk, mounts []mem.Virt) {
 			},
 		}
 		for _, part := range parts {
-			_ = w.Try(part)
+			_ = w.Probe(part)
 		}
 	}
 }
@@ -274,7 +274,7 @@ func (r *mountReader) ahead(w *kernel.Walk, mounts []mem.Virt) {
 func (r *mountReader) listed(w *kernel.Walk, ns *mountNamespace) {
 	const cursor = 0x10000000 // MNT_CURSOR, include/linux/mount.h
 	if w.View().Snapshot().Batching() {
-		_ = w.Try(func() { // from the other end too: half the rounds
+		_ = w.Probe(func() { // from the other end too: half the rounds
 			head := w.At(ns.addr, r.l.NSList)
 			for p, n := w.Pointer(head+8), 0; w.OK() && p != head && n < maxMounts; n++ {
 				p = w.Pointer(p + 8)

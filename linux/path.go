@@ -117,7 +117,7 @@ func treePath(w *kernel.Walk, l *pathLayout, p, root path) (text string, reached
 func climbAhead(w *kernel.Walk, l *pathLayout, dentry mem.Virt) {
 	const most = 8
 	for range most {
-		_ = w.Try(func() { w.Word(w.Ptr(dentry, l.Name) &^ 7) })
+		_ = w.Probe(func() { w.Word(w.Ptr(dentry, l.Name) &^ 7) })
 		up := w.Ptr(dentry, l.Parent)
 		if !w.OK() || up == dentry {
 			return
@@ -133,7 +133,7 @@ func mountsAhead(w *kernel.Walk, l *pathLayout, mnt mem.Virt) {
 	if !w.View().Snapshot().Batching() {
 		return
 	}
-	_ = w.Try(func() {
+	_ = w.Probe(func() {
 		for range most {
 			up := w.Ptr(mnt, l.MntParent)
 			if !w.OK() || up == mnt {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"hash/maphash"
 	"slices"
 	"sync"
@@ -21,6 +22,14 @@ const (
 // not been fetched yet. The walk is run again once it has; it never reaches a
 // caller of Each.
 var ErrPending = errors.New("page not fetched yet")
+
+// ErrEndless is an answer that memory never lets come to an end: objects whose
+// parts are each within bounds, but not all of them together.
+var ErrEndless = errors.New("more than any machine needs")
+
+// maxReads bounds the reads one answer is computed from: some hundred for each of a
+// million tasks, and some seconds.
+const maxReads = 1 << 28
 
 // Options of a snapshot. The zero value is right for a live local machine.
 type Options struct {
@@ -40,24 +49,27 @@ type Snapshot struct {
 	src  Reader
 	opts Options
 
-	pages   map[Phys]*page
-	ring    []Phys // pages with content, in order of arrival: second-chance eviction
-	hand    int
-	spare   []*[PageSize]byte
-	fresh   []page // not in pages yet
-	last    Phys   // the page read last, since reads cluster
-	lastPg  *page
-	wanted  []Phys
-	missed  bool // the walk now running met a page not fetched yet
-	inPass  bool
-	guards  []guard
-	guarded bool
-	failed  error             // the source as a whole failed; every read fails from then on
-	epoch   uint32            // counts the tries of walks that were done anew
-	since   uint32            // pages read in an earlier epoch are read again
-	touched map[Phys]struct{} // pages read, while that is being noted
-	stats   Stats
-	one     [1]Read
+	pages    map[Phys]*page
+	ring     []Phys // pages with content, in order of arrival: second-chance eviction
+	hand     int
+	spare    []*[PageSize]byte
+	fresh    []page // not in pages yet
+	last     Phys   // the page read last, since reads cluster
+	lastPg   *page
+	wanted   []Phys
+	missed   bool // the walk now running met a page not fetched yet
+	inPass   bool
+	guards   []guard
+	guarded  bool
+	failed   error             // the source as a whole failed; every read fails from then on
+	epoch    uint32            // counts the tries of walks that were done anew
+	since    uint32            // pages read in an earlier epoch are read again
+	touched  map[Phys]struct{} // pages read, while that is being noted
+	doubt    bool              // the walk now running came to what cannot be
+	differed bool              // a page read again in this epoch is not what it was
+	reads    int               // of words and pieces of pages
+	stats    Stats
+	one      [1]Read
 }
 
 // Stats says what an answer cost and how far it can be trusted.
@@ -173,11 +185,14 @@ func (p *page) reason() error {
 
 // page returns the page at frame (page-aligned) with its content.
 func (s *Snapshot) page(frame Phys) (*page, error) {
-	if s.lastPg != nil && frame == s.last {
-		return s.lastPg, nil
+	if s.reads++; s.reads > maxReads && s.failed == nil {
+		s.failed = fmt.Errorf("%d reads did not bring the answer: %w", maxReads, ErrEndless)
 	}
 	if s.failed != nil {
 		return nil, s.failed
+	}
+	if s.lastPg != nil && frame == s.last {
+		return s.lastPg, nil
 	}
 	pg := s.pages[frame]
 	if s.touched != nil {
@@ -291,6 +306,14 @@ func (s *Snapshot) settle(r *Read) {
 		pg = s.newPage(r.Addr)
 	}
 	data, was := (*[PageSize]byte)(r.Buf), pg.state
+	switch was {
+	case here:
+		s.differed = s.differed || pg.n != r.N || *pg.data != *data
+	case dropped:
+		s.differed = true // it may be
+	case unreadable:
+		s.differed = s.differed || r.N > 0
+	}
 	pg.want, pg.used, pg.epoch = false, true, s.epoch
 	pg.n, pg.err = r.N, nil
 	if r.N < PageSize {
