@@ -109,13 +109,7 @@ func Tasks(v *kernel.View, opts TaskOptions) ([]Task, error) {
 	if err != nil {
 		return nil, err
 	}
-	pids, err := r.pids()
-	if err != nil {
-		return nil, err
-	}
-	rows := make([]taskRow, len(pids))
-	err = v.Each(len(pids), func(i int, w *kernel.Walk) { rows[i] = r.fromPID(w, pids[i]) },
-		func(i int) { rows[i].Moved = true })
+	rows, err := r.fromIDR()
 	if err != nil {
 		return nil, err
 	}
@@ -134,6 +128,7 @@ type taskRow struct {
 	Task
 	present bool // a task was found at all
 	leader  bool
+	index   int    // its place in the PID IDR
 	runtime uint64 // of this thread, in nanoseconds
 	dead    uint64 // of the process's ended threads
 }
@@ -171,6 +166,22 @@ func newTaskReader(v *kernel.View, opts TaskOptions) (*taskReader, error) {
 	return r, nil
 }
 
+// maxTasks bounds the tasks of a machine; the kernel's own limit is four million
+// (PID_MAX_LIMIT), whose rows would not fit the memory an answer may take.
+const maxTasks = 1 << 18
+
+// fromIDR reads the tasks that the PID IDR leads to.
+func (r *taskReader) fromIDR() ([]taskRow, error) {
+	pids, err := r.pids()
+	if err != nil {
+		return nil, err
+	}
+	rows := make([]taskRow, len(pids))
+	err = r.v.Each(len(pids), func(i int, w *kernel.Walk) { rows[i] = r.fromPID(w, pids[i]) },
+		func(i int) { rows[i].Moved = true })
+	return rows, err
+}
+
 type pidNSLayout struct {
 	IDR btf.Field `btf:"pid_namespace.idr"`
 }
@@ -186,7 +197,11 @@ func (r *taskReader) pids() (pids []xaEntry, err error) {
 		return nil, err
 	}
 	err = r.v.Do(func(w *kernel.Walk) {
-		err := w.Try(func() { pids = xarrayEntries(w, r.xa, w.At(ns, l.IDR)) })
+		err := w.Try(func() {
+			if pids = xarrayEntries(w, r.xa, w.At(ns, l.IDR)); len(pids) > maxTasks {
+				w.Failf("PID IDR: more than %d tasks: %w", maxTasks, kernel.ErrTooLong)
+			}
+		})
 		boot, bootErr := BootTime(w)
 		w.Fail(err)
 		if bootErr == nil {
@@ -208,8 +223,9 @@ func (r *taskReader) pids() (pids []xaEntry, err error) {
 // fromPID reads the task a struct pid stands for.
 func (r *taskReader) fromPID(w *kernel.Walk, e xaEntry) (row taskRow) {
 	heads := w.At(e.Ptr, r.l.PIDTasks)
+	w.Guard(heads+pidTypePID*8, link)
 	first := w.Pointer(heads + pidTypePID*8)
-	row.TID = int(e.Index)
+	row.TID, row.index = int(e.Index), int(e.Index)
 	if w.OK() && first == 0 {
 		return row // only a process group's or session's number, or a task now leaving
 	}
@@ -222,9 +238,9 @@ func (r *taskReader) fromPID(w *kernel.Walk, e xaEntry) (row taskRow) {
 	if err := w.Try(func() { row.NSPIDs = r.numbers(w, e.Ptr) }); err != nil {
 		row.Errors = append(row.Errors, "ns_pids: "+err.Error())
 	}
-	if w.OK() && row.TID != int(e.Index) {
-		row.Errors = append(row.Errors, "its pid differs from its place in the PID IDR")
-		r.v.Find(taskName(row.TID), "found in the PID IDR under %d", e.Index)
+	if w.OK() && row.TID != row.index {
+		w.Failf("its pid differs from its place in the PID IDR, %d", row.index)
+		row.Errors = append(row.Errors, message("pid", w.Err()))
 	}
 	return row
 }
