@@ -47,7 +47,7 @@ func compareFiles(t *testing.T, files []File, tree *lab.ProcTree) {
 			want[name] = target
 		}
 	}
-	if len(want) < 500 {
+	if len(want) < least(t, 500) {
 		t.Fatalf("the guest told of %d descriptors only", len(want))
 	}
 	for _, f := range files {
@@ -102,6 +102,9 @@ func compareFDInfo(t *testing.T, f File, info string) {
 // checkKinds looks for each kind of file the guest's program opened (guest/files.go).
 func checkKinds(t *testing.T, files []File) {
 	t.Helper()
+	if !definite(t) {
+		return
+	}
 	want := map[string]string{
 		"/tmp/files/regular": "regular", "/tmp/files/with space": "regular", "/tmp/files/with\nnewline": "regular",
 		"/tmp/files/deleted (deleted)": "regular", "/tmp/files": "directory", "/dev/null": "chardev",

@@ -38,7 +38,7 @@ func TestNetdevs(t *testing.T) {
 			}
 		})
 		after := procNet(t, g)
-		if len(devs) != len(after.counters) || len(devs) < 6 {
+		if len(devs) != len(after.counters) || len(devs) < least(t, 6) {
 			t.Errorf("%d devices, the guest has %d", len(devs), len(after.counters))
 		}
 		for _, d := range devs {
@@ -199,7 +199,7 @@ func compareAddresses(t *testing.T, g *lab.Guest, devs []Netdev, want netText) {
 		}
 	}
 	slices.Sort(six)
-	if !slices.Equal(six, want.inet6) || len(six) < 4 {
+	if !slices.Equal(six, want.inet6) || len(six) < least(t, 4) {
 		t.Errorf("IPv6 addresses\n%s\nthe guest says\n%s", strings.Join(six, "\n"), strings.Join(want.inet6, "\n"))
 	}
 	// The local routing table has each local address as "|-- ADDRESS" and behind it
@@ -222,7 +222,7 @@ func compareAddresses(t *testing.T, g *lab.Guest, devs []Netdev, want netText) {
 	slices.Sort(four)
 	slices.Sort(local)
 	local = slices.Compact(local)
-	if !slices.Equal(four, local) || len(four) < 3 {
+	if !slices.Equal(four, local) || len(four) < least(t, 3) {
 		t.Errorf("IPv4 addresses %q, the guest says %q", four, local)
 	}
 	comparePrefixes(t, g, devs, want.first)

@@ -162,7 +162,7 @@ func guestSockets(t *testing.T, tree *lab.ProcTree) map[string]int {
 			out[ns+" "+protocol+" "+line]++
 		}
 	}
-	if namespaces < 2 || len(out) < 60 {
+	if namespaces < 2 || len(out) < least(t, 60) {
 		t.Fatalf("the guest told of %d sockets in %d network namespaces only", len(out), namespaces)
 	}
 	return out
@@ -279,6 +279,9 @@ func compareHolders(t *testing.T, socks []Socket, tree *lab.ProcTree) {
 // checkCoverage fails when the guest lacks the cases the comparison is for.
 func checkCoverage(t *testing.T, socks []Socket) {
 	t.Helper()
+	if !definite(t) {
+		return
+	}
 	missing := map[string]bool{}
 	for _, p := range []string{"tcp", "tcp6", "udp", "udp6", "raw", "raw6", "icmp", "unix", "packet", "netlink"} {
 		missing[p] = true

@@ -13,7 +13,7 @@ import (
 )
 
 // debianLayout is the version of what debianRoot leaves in the cache.
-const debianLayout = 1
+const debianLayout = 2
 
 // debianSuite is the release whose userland a guest with Config.Debian runs.
 const debianSuite = "bookworm"
@@ -41,7 +41,7 @@ After=multi-user.target umbra-guarded.service user@1000.service
 [Service]
 Environment=UMBRA_ROLE=oracle GOMAXPROCS=1 GOGC=off
 ExecStartPre=-/bin/sh -c 'for m in $(cat /modules/order); do insmod /modules/$m.ko; done; sleep 5'
-ExecStart=/bin/sh -c 'exec /init 3>/dev/null'
+ExecStart=/bin/sh -c 'exec /init oracle 3>/dev/null'
 ExecStartPost=/bin/sh -c 'echo umbra-lab: ready >/dev/console'
 `,
 	"etc/systemd/system/umbra-guarded.service": `[Unit]
