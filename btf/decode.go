@@ -145,7 +145,9 @@ func sizeOf(t cbtf.Type) (uint32, error) {
 		case *cbtf.Int:
 			size = u.Size
 		case *cbtf.Enum:
-			size = u.Size
+			if size = u.Size; size == 0 {
+				return 0, fmt.Errorf("%w: enum %q is only declared", ErrFormat, u.Name)
+			}
 		case *cbtf.Float:
 			size = u.Size
 		case *cbtf.Pointer:

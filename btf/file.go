@@ -54,7 +54,7 @@ func FromVmlinux(path string) (*Types, error) {
 func fromELF(f *vmlinux.File) (*Types, error) {
 	s := f.Section(".BTF")
 	if s == nil {
-		return nil, ErrNoTypes
+		return fromDWARF(f)
 	}
 	blob, err := f.Data(s, MaxSize)
 	if err != nil {
