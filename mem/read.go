@@ -17,7 +17,9 @@ type Read struct {
 }
 
 // Reader reads guest-physical memory, many ranges in one call: a local reader
-// loops, a remote one answers all of them in one round trip.
+// loops, a remote one answers all of them in one round trip. They are done in the
+// order given: a Snapshot reads a link again behind what it leads to, to see that
+// it did not move in between.
 //
 // The error is for the call as a whole (the machine is gone, ctx is done); then
 // no Read may be used. A range that cannot be read is told in its own Err.

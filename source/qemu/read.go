@@ -49,7 +49,11 @@ func (s *Source) ReadPhys(ctx context.Context, reads []mem.Read) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if n := s.readRun(reads[i:]); n > 0 {
+		n, err := s.readRun(ctx, reads[i:])
+		if err != nil {
+			return err
+		}
+		if n > 0 {
 			i += n
 			continue
 		}
@@ -88,7 +92,7 @@ const maxRun = 64
 // readRun reads, with one system call, the first reads where they follow each other
 // in one file. It returns how many it did: none when there are not two of them, or
 // when not all could be read, which is for reading them one by one to tell.
-func (s *Source) readRun(reads []mem.Read) int {
+func (s *Source) readRun(ctx context.Context, reads []mem.Read) (int, error) {
 	n, size := 1, uint64(len(reads[0].Buf))
 	for n < min(len(reads), maxRun) {
 		next, ok := reads[0].Addr.Add(size)
@@ -100,11 +104,14 @@ func (s *Source) readRun(reads []mem.Read) int {
 	}
 	reg := s.find(reads[0].Addr)
 	if n == 1 || reg == nil || size > uint64(reg.End()-reads[0].Addr) {
-		return 0
+		return 0, nil
 	}
 	file, ok := reg.ram.(fileRAM)
 	if !ok {
-		return 0
+		return 0, nil
+	}
+	if err := s.flush(ctx); err != nil { // reads are done in their order
+		return 0, err
 	}
 	var bufs [maxRun][]byte
 	for i := range n {
@@ -112,12 +119,12 @@ func (s *Source) readRun(reads []mem.Read) int {
 	}
 	got, err := unix.Preadv(file.f.fd, bufs[:n], int64(reg.off+uint64(reads[0].Addr-reg.Start)))
 	if err != nil || uint64(got) != size {
-		return 0
+		return 0, nil
 	}
 	for i := range n {
 		reads[i].N, reads[i].Err = len(reads[i].Buf), nil
 	}
-	return n
+	return n, nil
 }
 
 // read reads what files hold of r and puts the rest into the batch.
@@ -144,6 +151,12 @@ func (s *Source) read(ctx context.Context, r *mem.Read) error {
 				return err
 			}
 		} else {
+			if err := s.flush(ctx); err != nil {
+				return err
+			}
+			if r.Err != nil {
+				return nil
+			}
 			m, err := reg.ram.readAt(buf, p.off)
 			if errors.Is(err, mem.ErrGone) {
 				return err

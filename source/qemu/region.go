@@ -155,9 +155,14 @@ func (o *opener) openMapped(m mapping) (*os.File, error) {
 		if _, err := strconv.Atoi(e.Name()); err != nil || !sameFile(name, m) {
 			continue
 		}
-		f, err := os.OpenFile(name, os.O_RDONLY, 0)
+		f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
 		if err != nil {
 			return nil, o.p.permission(err)
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(int(f.Fd()), &st); err != nil || st.Ino != m.inode || st.Mode&unix.S_IFMT != unix.S_IFREG {
+			f.Close() // the number came to mean another file
+			continue
 		}
 		return f, nil
 	}
