@@ -225,3 +225,26 @@ func TestWatchdogDetaches(t *testing.T) {
 		t.Error("the machine is still stopped")
 	}
 }
+
+// TestWatchdogTerminated: the signal that asks all processes of a service to end
+// does not take the watchdog away from a paused machine.
+func TestWatchdogTerminated(t *testing.T) {
+	v := startVM(t, vmOptions{running: true})
+	s := v.open(t)
+	if _, err := s.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGHUP, unix.SIGINT} {
+		if err := unix.Kill(s.guard.pid, sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.fire(); err != nil {
+		t.Errorf("watchdog: %v", err)
+	}
+	s.resume = nil
+	s.Close()
+	if !v.running(t) {
+		t.Error("the machine is still paused")
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -18,7 +19,8 @@ import (
 // (QEMU serves one client at a time, so it could not open one of its own), a GDB
 // stub's connection or the QEMU process's descriptor. While it is armed, the end
 // of the pipe means that this process died, and it acts. It has its own session,
-// so that Ctrl-C at the terminal leaves it alone.
+// so that Ctrl-C at the terminal leaves it alone, and ignores the signals that ask
+// both to end, as a service manager sends them to all processes of a service.
 //
 // On its standard input: 'a' arms it and is answered by 'a' on its standard
 // output, 'd' disarms it. Descriptor 3 is what it acts through.
@@ -60,6 +62,7 @@ func RunWatchdogIfAsked() {
 
 // guard is the watchdog's main.
 func guard(action string) error {
+	signal.Ignore(unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGPIPE)
 	armed := false
 	var cmd [1]byte
 	for {
