@@ -171,8 +171,16 @@ func (c *Client) exchange(ctx context.Context, req []byte, id string) (*message,
 		return nil, err
 	}
 	// A deadline in the past wakes a read that is under way.
-	stop := context.AfterFunc(ctx, func() { c.conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
+	cut := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		c.conn.SetDeadline(time.Unix(1, 0))
+		close(cut)
+	})
+	defer func() {
+		if !stop() {
+			<-cut // or it would cut off the next command, whose context may be another
+		}
+	}()
 	m, err := c.roundTrip(req, id)
 	if err == nil {
 		return m, nil

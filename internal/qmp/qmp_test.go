@@ -174,3 +174,38 @@ func FuzzReadMessage(f *testing.F) {
 		}
 	})
 }
+
+// TestCancelLate cancels a command's context while its answer arrives: a command that
+// got its answer must not cut off the next one, which has a context of its own.
+func TestCancelLate(t *testing.T) {
+	path := serve(t, greeting, func(_, id string) string { return `{"return": {}, "id": "` + id + `"}` + "\n" })
+	c, err := Dial(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { c.Close() }()
+	answered := 0
+	for i := range 3000 {
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			for range i % 50 * 20 {
+				_ = ctx.Err()
+			}
+			cancel()
+		}()
+		err := c.Execute(ctx, "one", nil, nil)
+		if err == nil {
+			answered++
+			err = c.Execute(t.Context(), "two", nil, nil)
+			if err != nil {
+				t.Fatalf("after %d: the command behind one that was answered: %v", i, err)
+			}
+		} else if c.Close(); true {
+			if c, err = Dial(t.Context(), path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cancel()
+	}
+	t.Logf("%d answered before they were cancelled", answered)
+}
