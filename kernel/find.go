@@ -129,6 +129,10 @@ const (
 // time, until it returns false.
 func (f *finder) eachPage(visit func(at mem.Phys, page []byte) bool) error {
 	buf := make([]byte, scanChunk)
+	read := f.src.ReadPhys
+	if p, ok := f.src.(source.Peeker); ok {
+		read = p.Peek
+	}
 	for _, e := range f.src.Info().Layout {
 		for at := e.Start.Page(); at < e.End(); {
 			run := mem.Extent{Start: at, Size: uint64(e.End() - at)}
@@ -143,15 +147,18 @@ func (f *finder) eachPage(visit func(at mem.Phys, page []byte) bool) error {
 				p := run.Start + mem.Phys(done)
 				chunk := buf[:min(scanChunk, run.Size-done)]
 				reads := []mem.Read{{Addr: p, Buf: chunk}}
-				if err := f.src.ReadPhys(f.ctx, reads); err != nil {
+				if err := read(f.ctx, reads); err != nil {
 					return err
 				}
-				for i := 0; i+mem.PageSize <= reads[0].N; i += mem.PageSize {
+				n := reads[0].N &^ (mem.PageSize - 1)
+				for i := 0; i < n; i += mem.PageSize {
 					if !visit(p+mem.Phys(i), chunk[i:i+mem.PageSize]) {
 						return nil
 					}
 				}
-				done += uint64(len(chunk))
+				if done += uint64(n); n < len(chunk) {
+					done += mem.PageSize // this one cannot be read; those behind it may
+				}
 			}
 			at = run.End()
 		}
@@ -164,9 +171,14 @@ func (f *finder) eachPage(visit func(at mem.Phys, page []byte) bool) error {
 // the page tables it names.
 func (f *finder) fromNotes() (cs []candidate, err error) {
 	var notes []VMCoreInfo
-	err = f.eachPage(func(_ mem.Phys, page []byte) bool {
-		if v, ok := parseNote(page); ok {
-			notes = append(notes, v)
+	err = f.eachPage(func(at mem.Phys, page []byte) bool {
+		if _, ok := parseNote(page); !ok {
+			return true
+		}
+		if n, err := f.snap.Read(at, page); err == nil && n == len(page) { // a recording keeps it
+			if v, ok := parseNote(page); ok {
+				notes = append(notes, v)
+			}
 		}
 		return len(notes) < maxNotes
 	})

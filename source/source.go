@@ -82,3 +82,10 @@ type HoleFinder interface {
 	// there is none. What it leaves out reads as zeros.
 	Data(from mem.Phys) (mem.Extent, bool)
 }
+
+// Peeker is a source that keeps what is read through it, but for what is only
+// looked through.
+type Peeker interface {
+	// Peek is ReadPhys of what is not kept. What is found so must be read again.
+	Peek(ctx context.Context, reads []mem.Read) error
+}

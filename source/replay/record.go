@@ -56,6 +56,11 @@ func (r *Recorder) Data(from mem.Phys) (mem.Extent, bool) {
 	return mem.Extent{}, false
 }
 
+// Peek implements source.Peeker: a search through all of RAM is not an answer's memory.
+func (r *Recorder) Peek(ctx context.Context, reads []mem.Read) error {
+	return r.Source.ReadPhys(ctx, reads)
+}
+
 // ReadPhys reads whole pages from the source below, keeps them, and answers from
 // them. A page read in full again replaces what was kept; a part of it does not,
 // since the answer was computed from the page and the part only checked it.
