@@ -5,9 +5,14 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 
 	"github.com/umbravm/umbra/btf"
 )
@@ -23,7 +28,12 @@ const cacheFormat = "fields-1-"
 // maxMemo bounds the questions one entry remembers.
 const maxMemo = 1 << 16
 
-// OpenCache uses dir, or umbra under the user's cache directory when dir is "".
+// maxEntry bounds the file of one entry, in bytes.
+const maxEntry = 16 << 20
+
+// OpenCache uses dir, or umbra under the user's cache directory when dir is "". It
+// fails when another user could write there: root is often run with the environment
+// of somebody else.
 func OpenCache(dir string) (*Cache, error) {
 	if dir == "" {
 		base, err := os.UserCacheDir()
@@ -35,12 +45,37 @@ func OpenCache(dir string) (*Cache, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	return &Cache{dir}, nil
+	c := &Cache{dir}
+	root, err := c.root()
+	if err != nil {
+		return nil, err
+	}
+	return c, root.Close()
+}
+
+// root opens the directory and checks whose it is. What is done through it cannot be
+// led elsewhere by whoever owns a directory above.
+func (c *Cache) root() (*os.Root, error) {
+	root, err := os.OpenRoot(c.dir)
+	if err != nil {
+		return nil, err
+	}
+	fi, err := root.Stat(".")
+	if err != nil {
+		return nil, errors.Join(err, root.Close())
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok || int(st.Uid) != os.Geteuid() || fi.Mode().Perm()&0o022 != 0 {
+		err := fmt.Errorf("cache directory %s: %w: others can write to it", c.dir, fs.ErrPermission)
+		return nil, errors.Join(err, root.Close())
+	}
+	return root, nil
 }
 
 // memo is the questions asked of one BTF table and their answers.
 type memo struct {
-	path   string
+	cache  *Cache
+	name   string // of the file
 	mu     sync.Mutex
 	fields map[string]btf.Field
 	dirty  bool
@@ -53,14 +88,28 @@ func (c *Cache) open(digest [sha256.Size]byte) *memo {
 	if c == nil {
 		return nil
 	}
-	m := &memo{path: filepath.Join(c.dir, cacheFormat+hex.EncodeToString(digest[:])), fields: make(map[string]btf.Field)}
-	data, err := os.ReadFile(m.path)
-	if err == nil && json.Unmarshal(data, &m.fields) == nil && len(m.fields) <= maxMemo {
+	m := &memo{cache: c, name: cacheFormat + hex.EncodeToString(digest[:])}
+	data, err := c.load(m.name)
+	if err == nil && json.Unmarshal(data, &m.fields) == nil && m.fields != nil && len(m.fields) <= maxMemo {
 		m.hit = true
 		return m
 	}
-	clear(m.fields)
+	m.fields = make(map[string]btf.Field)
 	return m
+}
+
+func (c *Cache) load(name string) ([]byte, error) {
+	root, err := c.root()
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	f, err := root.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxEntry))
 }
 
 func (m *memo) field(path string) (btf.Field, bool) {
@@ -99,16 +148,22 @@ func (m *memo) save() error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(m.path), ".new-*")
+	root, err := m.cache.root()
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	temp := fmt.Sprintf(".new-%016x", rand.Uint64())
+	f, err := root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(data)
 	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), m.path)
+		err = root.Rename(temp, m.name)
 	}
 	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
+		return errors.Join(err, root.Remove(temp))
 	}
 	m.dirty = false
 	return nil
