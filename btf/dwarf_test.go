@@ -241,7 +241,7 @@ func TestFlippedDWARF(t *testing.T) {
 	for _, version := range []string{"-gdwarf-3", "-gdwarf-5"} {
 		whole := sections(t, compile(t, version))
 		rnd := rand.New(rand.NewPCG(1, 2))
-		for range 2000 {
+		for range 500 {
 			s := whole
 			into := []*[]byte{&s.info, &s.abbrev, &s.str}[rnd.IntN(3)]
 			*into = bytes.Clone(*into)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"runtime"
 	"testing"
 	"time"
 
@@ -93,6 +94,79 @@ func compareWithLibrary(t *testing.T, data []byte) {
 			t.Errorf("%d types of %s compared", kinds[k], k)
 		}
 	}
+}
+
+// TestMemory counts what a kernel's types take up besides the blob, with all that
+// Umbra's commands ask of them and more.
+func TestMemory(t *testing.T) {
+	data := guestBTF(t, "7.2")
+	before := liveBytes()
+	types := mustParse(t, data)
+	for _, name := range commonTypes {
+		if _, err := types.Field(name); err != nil {
+			t.Error(err)
+		}
+	}
+	used := int64(liveBytes()) - int64(before)
+	t.Logf("%d KB besides %d KB of BTF", used>>10, len(data)>>10)
+	if used > 12<<20 {
+		t.Errorf("%d bytes besides the blob", used)
+	}
+	runtime.KeepAlive(types)
+	runtime.KeepAlive(data)
+}
+
+var commonTypes = []string{
+	"task_struct.comm", "mm_struct.pgd", "sock.__sk_common.skc_state", "tcp_sock", "inet_sock", "net_device.name", "module.list",
+	"super_block.s_root", "inode.i_ino", "dentry.d_name.name", "file.f_op", "net.ipv4", "pid_namespace.idr", "cred.uid",
+}
+
+func liveBytes() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// BenchmarkParse indexes the BTF of a real kernel.
+func BenchmarkParse(b *testing.B) {
+	data := guestBTF(b, "7.2")
+	b.SetBytes(int64(len(data)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Parse(data); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkField asks for members of a type that was decoded before, and of one that
+// was not.
+func BenchmarkField(b *testing.B) {
+	data := guestBTF(b, "7.2")
+	b.Run("again", func(b *testing.B) {
+		types := mustParse(b, data)
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := types.Field("task_struct.comm"); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("first", func(b *testing.B) {
+		table, err := parse(data, nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		types := &Types{table}
+		b.ReportAllocs()
+		for b.Loop() {
+			table.decoder = decoder{}
+			if _, err := types.Field("task_struct.comm"); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }
 
 func kindOf(t cbtf.Type) uint8 {
