@@ -15,6 +15,7 @@ const (
 	entryPresent = 1 << 0
 	entryUser    = 1 << 2
 	entryLarge   = 1 << 7
+	entryNone    = 1 << 8 // _PAGE_PROTNONE, of entries that are not present
 	entryAddr    = 0x000f_ffff_ffff_f000 // bits 51:12
 
 	entries = 512
@@ -129,6 +130,9 @@ func (sp *Space) Walk(a mem.Virt) (p mem.Phys, size uint64, err error) {
 		if err != nil {
 			return 0, 0, tableFault(a, err)
 		}
+		if kept, ok := keptEntry(e, level, a); ok {
+			e = kept
+		}
 		if e&entryPresent == 0 {
 			return 0, 0, &mem.Fault{Layer: mem.LayerVirtual, Addr: uint64(a), Err: mem.ErrNotPresent}
 		}
@@ -141,6 +145,21 @@ func (sp *Space) Walk(a mem.Virt) (p mem.Phys, size uint64, err error) {
 		}
 		table = mem.Phys(e & entryAddr)
 	}
+}
+
+// keptEntry returns what an entry of user space would be if the processor could use
+// it: Linux takes pages away from the processor that it still has, to see on which
+// NUMA node they are used, or because the process asked for PROT_NONE
+// (arch/x86/include/asm/pgtable.h, pte_present and pmd_present). Their addresses are
+// stored inverted (pgtable-invert.h, since 4.18).
+func keptEntry(e uint64, level int, a mem.Virt) (uint64, bool) {
+	switch {
+	case e&entryPresent != 0 || a >= 1<<63:
+		return 0, false
+	case e&entryNone != 0 && level == 1, e&entryLarge != 0 && (level == 2 || level == 3):
+		return e ^ entryAddr | entryPresent, true
+	}
+	return 0, false
 }
 
 // tableFault says that a could not be translated because a table could not be read.
