@@ -246,7 +246,7 @@ func (r *mountReader) dominating(w *kernel.Walk, ns *mountNamespace, master mem.
 			if w.Ptr(peer, r.l.Owner) == ns.addr && r.below(w, peer, ns.root) {
 				return w.Int(peer, r.l.GroupID)
 			}
-			if peer = w.Ptr(peer, r.l.Share) - mem.Virt(r.l.Share.Offset); peer == m {
+			if peer = w.Pointer(w.At(peer, r.l.Share)) - mem.Virt(r.l.Share.Offset); peer == m {
 				break
 			}
 		}
