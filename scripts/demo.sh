@@ -12,7 +12,9 @@ keeper=""
 
 cleanup() {
 	status=$?
-	trap - EXIT INT TERM HUP
+	# Make passes a signal on a second time: it must not end the clearing up.
+	trap - EXIT
+	trap '' INT TERM HUP
 	if [ -n "$keeper" ]; then
 		kill "$keeper" 2>/dev/null || true
 		wait "$keeper" 2>/dev/null || true
@@ -34,6 +36,9 @@ run() {
 
 # Where there is no terminal to tell its width, lines still end somewhere.
 [ -t 1 ] || export COLUMNS="${COLUMNS:-110}"
+
+# What the compiler leaves behind when it is interrupted goes with the rest.
+export GOTMPDIR="$work"
 
 scripts/setup.sh
 say "demo: building umbra"

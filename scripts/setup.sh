@@ -19,7 +19,10 @@ if ! command -v go >/dev/null 2>&1; then
 	echo "setup: Go is missing: install Go 1.26 or later from https://go.dev/dl" >&2
 	exit 1
 fi
-[ -n "$missing" ] || exit 0
+if [ -z "$missing" ]; then
+	echo "setup: all programs that the virtual machines and tests need are installed"
+	exit 0
+fi
 
 if [ "$(id -u)" -ne 0 ]; then
 	echo "setup: run this as root, or install them yourself: apt-get install$missing" >&2
