@@ -2,13 +2,16 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"github.com/umbravm/umbra/source/replay"
@@ -23,6 +26,9 @@ type app struct {
 
 	// using, when set, is the source that commands use instead of opening one.
 	using *replay.Recorder
+
+	// reading, when set, is the recording that the command reads.
+	reading *recording
 }
 
 // Command groups, as help lists them.
@@ -41,7 +47,8 @@ A TARGET is a machine's name as "umbra vms" lists it, or says how to reach it:
 
   qemu:NAME  qemu:PID  qemu:SOCKET   a running QEMU machine, by name, process
                                      or QMP socket
-  dump:FILE  FILE                    a memory dump: ELF core, kdump, LiME, raw`
+  dump:FILE    FILE                  a memory dump: ELF core, kdump, LiME, raw
+  replay:FILE  FILE                  what "umbra record" wrote`
 
 // root returns the whole command tree.
 func (a *app) root() *cobra.Command {
@@ -54,12 +61,16 @@ func (a *app) root() *cobra.Command {
   umbra sockets web1 -o json      its sockets, for programs`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          usageArgs(cobra.NoArgs),
+		Version:       version(),
+		Args:          knownCommand,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+
+		SuggestionsMinimumDistance: 2,
 	}
+	root.SetVersionTemplate("umbra {{.Version}}\n")
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usagef(cmd, "%w", err) })
+	root.SetFlagErrorFunc(flagError)
 	a.attachFlags.register(root.PersistentFlags())
 	root.PersistentFlags().BoolVarP(&a.stats, "stats", "v", false,
 		"say on standard error how the answer was obtained: when, from how many pages, what moved")
@@ -71,6 +82,40 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(a.commands()...)
 	root.AddCommand(manCommand())
 	return root
+}
+
+// version is what the build knows of itself.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(unknown)"
+}
+
+// knownCommand refuses what is no command, and names those that it may have meant.
+func knownCommand(cmd *cobra.Command, args []string) error {
+	err := cobra.NoArgs(cmd, args)
+	if err == nil {
+		return nil
+	}
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		return &usageError{err, "did you mean " + strings.Join(near, " or ") + "? see umbra --help"}
+	}
+	return usagef(cmd, "%w", err)
+}
+
+// flagError says of a flag's value what is wrong with it in people's words.
+func flagError(cmd *cobra.Command, err error) error {
+	var invalid *pflag.InvalidValueError
+	var number *strconv.NumError
+	if errors.As(err, &invalid) && errors.As(err, &number) {
+		why := "not a number"
+		if errors.Is(err, strconv.ErrRange) {
+			why = "out of range"
+		}
+		return usagef(cmd, "invalid argument %q for --%s: %s", invalid.GetValue(), invalid.GetFlag().Name, why)
+	}
+	return usagef(cmd, "%w", err)
 }
 
 // usageArgs makes a wrong number of arguments wrong usage.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,6 +16,7 @@ import (
 	"github.com/umbravm/umbra/source"
 	"github.com/umbravm/umbra/source/all"
 	"github.com/umbravm/umbra/source/dump"
+	"github.com/umbravm/umbra/source/replay"
 	"github.com/umbravm/umbra/table"
 )
 
@@ -52,10 +54,19 @@ func (a *app) open(cmd *cobra.Command, target string) (source.Source, error) {
 	if err != nil {
 		return nil, err
 	}
+	return a.openWith(cmd, target, opts)
+}
+
+func (a *app) openWith(cmd *cobra.Command, target string, opts umbra.Options) (source.Source, error) {
 	if a.using != nil {
 		return borrowed{a.using}, nil
 	}
-	return all.Open(cmd.Context(), target, opts.Source)
+	src, err := all.Open(cmd.Context(), target, opts.Source)
+	if recorded, ok := src.(*replay.Source); ok && err == nil {
+		a.reading = &recording{Source: recorded, missed: make(map[mem.Phys]bool)}
+		return a.reading, nil
+	}
+	return src, err
 }
 
 // attach finds the kernel that runs in the machine target names.
@@ -64,10 +75,15 @@ func (a *app) attach(cmd *cobra.Command, target string) (*umbra.Machine, error) 
 	if err != nil {
 		return nil, err
 	}
-	if a.using != nil {
-		return umbra.AttachSource(cmd.Context(), borrowed{a.using}, opts)
+	src, err := a.openWith(cmd, target, opts)
+	if err != nil {
+		return nil, err
 	}
-	return umbra.Attach(cmd.Context(), target, opts)
+	m, err := umbra.AttachSource(cmd.Context(), src, opts)
+	if err != nil {
+		return nil, errors.Join(err, src.Close())
+	}
+	return m, nil
 }
 
 // withView attaches to target, gives read a view of its kernel and then tells, on
@@ -78,8 +94,9 @@ func (a *app) withView(cmd *cobra.Command, target string, read func(m *umbra.Mac
 	defer done()
 	m, err := a.attach(cmd, target)
 	if err != nil {
-		return err
+		return a.notRecorded(err)
 	}
+	a.reading.forget() // of what was tried in looking for the kernel
 	begun := time.Now()
 	v := m.Kernel.View(cmd.Context(), mem.Options{})
 	err = read(m, v)
@@ -96,13 +113,27 @@ func (a *app) withView(cmd *cobra.Command, target string, read func(m *umbra.Mac
 		a.printStats(m, v, took)
 	}
 	if err != nil {
-		return err
+		return a.notRecorded(err)
 	}
-	found := append(m.Kernel.Attached().Findings, v.Findings()...)
+	return a.printFindings(append(m.Kernel.Attached().Findings, v.Findings()...))
+}
+
+// printFindings tells what does not add up. What a recording lacks is no word on the
+// machine: it makes the command fail.
+func (a *app) printFindings(found []kernel.Finding) error {
+	lacking := a.reading.err()
+	printed := 0
 	for _, f := range found {
+		if lacking != nil && strings.Contains(f.What, mem.ErrNotRecorded.Error()) {
+			continue
+		}
+		printed++
 		a.notef("umbra: finding: %s: %s", table.Safe(f.Object), table.Safe(f.What))
 	}
-	if len(found) > 0 {
+	if lacking != nil {
+		return lacking
+	}
+	if printed > 0 {
 		return errFindings
 	}
 	return nil

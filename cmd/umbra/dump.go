@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
@@ -51,9 +52,15 @@ it for that long.`,
 		if f != dump.ELF && f != dump.LiME && f != dump.Raw {
 			return usagef(cmd, "format %q: one of elf, lime, raw", format)
 		}
+		if err := newFile(args[1], replace); err != nil {
+			return err
+		}
 		src, err := a.open(cmd, args[0])
 		if err != nil {
 			return err
+		}
+		if a.reading != nil {
+			return errors.Join(fmt.Errorf("dump %s: a recording holds only the pages that an answer needed, not the machine's memory", args[0]), src.Close())
 		}
 		opts := dump.WriteOptions{Replace: replace}
 		if f == dump.ELF {
@@ -61,10 +68,13 @@ it for that long.`,
 		}
 		var report dump.Report
 		if err == nil {
-			report, err = a.writeDump(cmd.Context(), args[1], src, f, opts, pause)
+			err = a.whileStopped(cmd.Context(), src, pause, func() (err error) {
+				report, err = a.writeDump(cmd.Context(), args[1], src, f, opts)
+				return err
+			})
 		}
 		if errors.Is(err, fs.ErrExist) {
-			err = &hintError{err, "--force replaces it"}
+			err = &hintError{err, "--force replaces it"} // it appeared meanwhile
 		}
 		if err = errors.Join(err, src.Close()); err != nil {
 			return err
@@ -98,25 +108,49 @@ func (a *app) describeKernel(cmd *cobra.Command, src source.Source, opts *dump.W
 	return ctx.Err()
 }
 
-// writeDump copies the memory, with a progress bar on a terminal.
-func (a *app) writeDump(ctx context.Context, path string, src source.Source, f dump.Format, opts dump.WriteOptions, pause bool) (report dump.Report, err error) {
-	if pause {
-		p, ok := src.(source.Pauser)
-		if !ok {
-			return report, fmt.Errorf("%s cannot be paused: it does not run", src.Info().Name)
-		}
-		resume, err := p.Pause(ctx)
-		if err != nil {
-			return report, err
-		}
-		defer func() {
-			stood, resumeErr := resume()
-			err = errors.Join(err, resumeErr)
-			if err == nil {
-				a.notef("umbra: the machine stood still for %v", stood.Round(time.Millisecond))
-			}
-		}()
+// newFile refuses a path that cannot become a file, before anything is read.
+func newFile(path string, replace bool) error {
+	if path == "" {
+		return errors.New("no FILE named")
 	}
+	fi, err := os.Stat(path)
+	switch {
+	case err == nil && fi.IsDir():
+		return fmt.Errorf("write %s: it is a directory", path)
+	case err == nil && !fi.Mode().IsRegular():
+		return fmt.Errorf("write %s: it is no file that could be replaced", path)
+	}
+	if _, err := os.Lstat(path); err == nil && !replace {
+		return &hintError{fmt.Errorf("write %s: %w", path, fs.ErrExist), "--force replaces it"}
+	}
+	return nil
+}
+
+// whileStopped runs run; with pause the machine stands still for that long.
+func (a *app) whileStopped(ctx context.Context, src source.Source, pause bool, run func() error) (err error) {
+	if !pause {
+		return run()
+	}
+	p, ok := src.(source.Pauser)
+	if !ok {
+		return fmt.Errorf("%s cannot be paused: it does not run", src.Info().Name)
+	}
+	resume, err := p.Pause(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		stood, resumeErr := resume()
+		err = errors.Join(err, resumeErr)
+		if resumeErr == nil {
+			a.notef("umbra: the machine stood still for %v", stood.Round(time.Millisecond))
+		}
+	}()
+	return run()
+}
+
+// writeDump copies the memory, with a progress bar on a terminal.
+func (a *app) writeDump(ctx context.Context, path string, src source.Source, f dump.Format, opts dump.WriteOptions) (report dump.Report, err error) {
 	var w io.Writer = io.Discard
 	if a.stderrTTY {
 		w = a.stderr

@@ -20,9 +20,7 @@ func envCommand(a *app) *cobra.Command {
 /proc/PID/environ holds it. A program may have changed its own since.`,
 		example: "  umbra env web1 --pid 412\n  umbra env web1 -o json",
 		table:   table.Options{Default: []string{"pid", "comm", "env"}, Wide: []string{"env"}},
-		flags: func(cmd *cobra.Command) {
-			cmd.Flags().IntVar(&pid, "pid", 0, "only this process")
-		},
+		pid:     &pid, pidUsage: "only this process",
 		read: func(v *kernel.View) ([]linux.Environment, error) { return linux.Env(v, pid) },
 		show: func(a *app, rows []linux.Environment, opts table.Options) (bool, error) {
 			if pid == 0 || len(rows) != 1 || rows[0].Env == nil || len(opts.Columns) > 0 {

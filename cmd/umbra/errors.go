@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -77,9 +78,12 @@ func (a *app) fail(ctx context.Context, err error) int {
 
 // lines renders an error; joined ones stand on lines of their own.
 func lines(err error) string {
-	parts := strings.Split(strings.TrimSpace(err.Error()), "\n")
-	for i := range parts {
-		parts[i] = table.Safe(parts[i])
+	var parts []string
+	for part := range strings.SplitSeq(strings.TrimSpace(err.Error()), "\n") {
+		// A write and the close after it often fail for one reason.
+		if part = table.Safe(part); !slices.Contains(parts, part) {
+			parts = append(parts, part)
+		}
 	}
 	return strings.Join(parts, "\n  ")
 }

@@ -31,9 +31,7 @@ eventfds, memfds, files whose name is gone. PATH reads as the link in the machin
 				},
 			},
 		},
-		flags: func(cmd *cobra.Command) {
-			cmd.Flags().IntVar(&opts.PID, "pid", 0, "only this process")
-		},
+		pid: &opts.PID, pidUsage: "only this process",
 		read: func(v *kernel.View) ([]linux.File, error) { return linux.Files(v, opts) },
 	})
 }

@@ -268,3 +268,49 @@ func TestParseLength(t *testing.T) {
 		}
 	}
 }
+
+// A process that does not exist is an error; one that has nothing to list is not.
+func TestNoSuchProcess(t *testing.T) {
+	g := paused(t)
+	for _, name := range []string{"ps", "sockets", "files", "maps", "env"} {
+		out, stderr, status := program(t, name, g.Name(), "--pid", "4194303", "-o", "json")
+		if status != exitFailed || len(out) > 0 || !bytes.Contains(stderr, []byte("process 4194303: no such process")) {
+			t.Errorf("%s: status %d, %q, %s", name, status, out, stderr)
+		}
+	}
+	if out := run0(t, "maps", g.Name(), "--pid", "2", "-o", "json"); string(out) != "[]\n" {
+		t.Errorf("maps of a kernel thread: %s", out)
+	}
+	var rows []linux.Task
+	if err := json.Unmarshal(run0(t, "ps", g.Name(), "--threads", "--pid", "1", "-o", "json"), &rows); err != nil {
+		t.Fatal(err)
+	}
+	if len(rows) < 2 || len(rows) != *rows[0].Threads {
+		t.Errorf("%d threads of init", len(rows))
+	}
+}
+
+// A recording answers what it was made for. Anything else is an error that says so,
+// not a list that looks like an answer.
+func TestRecordingLacks(t *testing.T) {
+	g := paused(t)
+	dir := t.TempDir()
+	bundle := filepath.Join(dir, "bundle")
+	if _, stderr, status := program(t, "record", g.Name(), bundle, "--pause", "--", "ps", "--", "modules"); status != exitDone {
+		t.Fatalf("record: status %d, %s", status, stderr)
+	}
+	for _, name := range []string{"sockets", "files", "dmesg", "info", "netdevs"} {
+		out, stderr, status := program(t, name, bundle, "-o", "json")
+		if status != exitFailed || string(out) == "[]\n" || !bytes.Contains(stderr, []byte("not recorded")) ||
+			!bytes.Contains(stderr, []byte("hint: it was recorded with -- ps -- modules;")) || bytes.Contains(stderr, []byte("finding")) {
+			t.Errorf("%s: status %d, %.200s, %s", name, status, out, stderr)
+		}
+	}
+	core := filepath.Join(dir, "core")
+	if _, stderr, status := program(t, "dump", bundle, core); status != exitFailed || !bytes.Contains(stderr, []byte("holds only the pages")) {
+		t.Errorf("dump: status %d, %s", status, stderr)
+	}
+	if _, err := os.Lstat(core); err == nil {
+		t.Error("a recording was dumped as if it were the machine's memory")
+	}
+}

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/umbravm/umbra"
 	"github.com/umbravm/umbra/kernel"
+	"github.com/umbravm/umbra/linux"
 	"github.com/umbravm/umbra/table"
 )
 
@@ -54,6 +57,13 @@ type listing[T any] struct {
 	flags func(cmd *cobra.Command)
 	read  func(v *kernel.View) ([]T, error)
 
+	// pid, when set, is where --pid, described by pidUsage, is put.
+	pid      *int
+	pidUsage string
+
+	// check refuses flags that do not go together and may adjust the table to them.
+	check func(opts *table.Options) error
+
 	// show prints rows in another way than as a table; nil, or false, is the table.
 	show func(a *app, rows []T, opts table.Options) (bool, error)
 }
@@ -75,14 +85,20 @@ func listCommand[T any](a *app, l listing[T]) *cobra.Command {
 	if l.flags != nil {
 		l.flags(cmd)
 	}
+	if l.pid != nil {
+		cmd.Flags().IntVar(l.pid, "pid", 0, l.pidUsage)
+	}
 	out.register(cmd, keys)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		opts := out.apply(a, l.table)
-		if err := table.Check[T](opts); err != nil {
+		if err := l.checkFlags(cmd, &opts); err != nil {
 			return usagef(cmd, "%w", err)
 		}
 		return a.withView(cmd, args[0], func(_ *umbra.Machine, v *kernel.View) error {
 			rows, err := l.read(v)
+			if err == nil && len(rows) == 0 {
+				err = errors.Join(l.processExists(v), a.reading.err())
+			}
 			if err != nil {
 				return err
 			}
@@ -95,4 +111,30 @@ func listCommand[T any](a *app, l listing[T]) *cobra.Command {
 		})
 	}
 	return cmd
+}
+
+// checkFlags finds mistakes before a machine is read.
+func (l *listing[T]) checkFlags(cmd *cobra.Command, opts *table.Options) error {
+	if l.pid != nil && *l.pid < 1 && cmd.Flags().Changed("pid") {
+		return fmt.Errorf("--pid %d: process ids begin at 1", *l.pid)
+	}
+	if l.check != nil {
+		if err := l.check(opts); err != nil {
+			return err
+		}
+	}
+	return table.Check[T](*opts)
+}
+
+// processExists tells a process of which there is nothing to list from one that
+// does not exist.
+func (l *listing[T]) processExists(v *kernel.View) error {
+	if l.pid == nil || *l.pid == 0 {
+		return nil
+	}
+	tasks, err := linux.Tasks(v, linux.TaskOptions{PID: *l.pid, Brief: true})
+	if err == nil && len(tasks) == 0 {
+		err = fmt.Errorf("process %d: %w", *l.pid, linux.ErrNoProcess)
+	}
+	return err
 }

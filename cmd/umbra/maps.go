@@ -29,9 +29,7 @@ func mapsCommand(a *app) *cobra.Command {
 				},
 			},
 		},
-		flags: func(cmd *cobra.Command) {
-			cmd.Flags().IntVar(&opts.PID, "pid", 0, "only this process")
-		},
+		pid: &opts.PID, pidUsage: "only this process",
 		read: func(v *kernel.View) ([]linux.Mapping, error) { return linux.Maps(v, opts) },
 	})
 }

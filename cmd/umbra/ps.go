@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,13 +36,22 @@ In a table [NAME] is a process without arguments, most often a kernel thread.`,
 				"start_time": func(row any) string { return shortTime(row.(*linux.Task).StartTime) },
 			},
 		},
+		pid: &opts.PID, pidUsage: "only this process",
+		check: func(o *table.Options) error {
+			if tree && (o.Format != table.Text || len(o.Columns) > 0 || o.Sort != "") {
+				return errors.New("--tree has a form of its own: it goes with neither --output, --columns nor --sort")
+			}
+			if opts.Threads {
+				o.Default = slices.Insert(slices.Clone(o.Default), 1, "tid")
+			}
+			return nil
+		},
 		flags: func(cmd *cobra.Command) {
 			cmd.Flags().BoolVar(&opts.Threads, "threads", false, "list threads too, one row each")
-			cmd.Flags().IntVar(&opts.PID, "pid", 0, "only this process")
 			cmd.Flags().BoolVar(&tree, "tree", false, "show who started whom; for people")
 			cmd.Flags().BoolVar(&opts.Brief, "brief", false, "leave out arguments, paths and memory sizes: fewer pages are read")
 		},
-		read: func(v *kernel.View) ([]linux.Task, error) { return linux.Tasks(v, opts) },
+		read: func(v *kernel.View) ([]linux.Task, error) { return readTasks(v, opts) },
 		show: func(a *app, rows []linux.Task, o table.Options) (bool, error) {
 			if tree {
 				return true, writeTree(a.stdout, rows, o.Width)
@@ -48,6 +59,20 @@ In a table [NAME] is a process without arguments, most often a kernel thread.`,
 			return false, nil
 		},
 	})
+}
+
+// readTasks lists tasks; with threads asked for, those of a process too: linux.Tasks
+// takes PID for the one task that has this id.
+func readTasks(v *kernel.View, opts linux.TaskOptions) ([]linux.Task, error) {
+	pid := opts.PID
+	if opts.Threads {
+		opts.PID = 0
+	}
+	tasks, err := linux.Tasks(v, opts)
+	if pid != 0 {
+		tasks = slices.DeleteFunc(tasks, func(t linux.Task) bool { return t.PID != pid })
+	}
+	return tasks, err
 }
 
 // command is a task's arguments, or [its name] when it has none.

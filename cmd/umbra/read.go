@@ -51,6 +51,9 @@ read ends the output with an error; nothing is filled in.`,
 		if err != nil {
 			return usagef(cmd, "%w", err)
 		}
+		if f.pid < 1 && cmd.Flags().Changed("pid") {
+			return usagef(cmd, "--pid %d: process ids begin at 1", f.pid)
+		}
 		if f.phys && f.pid != 0 {
 			return usagef(cmd, "--pid and --phys are two different memories")
 		}
@@ -172,12 +175,12 @@ func hexDump(w io.Writer, addr uint64, data []byte) error {
 // parseLength reads a number of bytes, with K, M or G for powers of 1024.
 func parseLength(s string) (uint64, error) {
 	digits, shift := s, 0
-	if i := strings.IndexAny(s, "KMG"); i > 0 && i == len(s)-1 {
-		digits, shift = s[:i], 10*(1+strings.IndexByte("KMG", s[i]))
+	if i := strings.IndexAny(s, "KMGkmg"); i > 0 && i == len(s)-1 {
+		digits, shift = s[:i], 10*(1+strings.IndexByte("KMG", s[i]&^0x20))
 	}
 	n, err := strconv.ParseUint(digits, 0, 64)
 	if err != nil || n == 0 || n<<shift>>shift != n {
-		return 0, fmt.Errorf("length %q is no number of bytes", s)
+		return 0, fmt.Errorf("length %q is no number of bytes, such as 256, 0x100 or 4K", s)
 	}
 	return n << shift, nil
 }

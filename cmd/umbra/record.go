@@ -2,7 +2,7 @@ package main
 
 import (
 	"errors"
-	"io/fs"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,14 +16,15 @@ import (
 )
 
 func recordCommand(a *app) *cobra.Command {
-	var replace bool
+	var replace, pause bool
 	cmd := &cobra.Command{
 		Use:   "record TARGET FILE -- COMMAND [FLAGS] [-- COMMAND …]",
 		Short: "Keep the memory that an answer was computed from",
 		Long: `record runs commands on a machine and writes every page of memory they read to
 FILE, with when and how they were read. The same commands then give the same answer
 with FILE as their target, anywhere: evidence, or a test's input. Commands stand
-behind -- and without a target.`,
+behind -- and without a target. With --pause the machine stands still while they
+run, so that all pages belong to one moment.`,
 		Example: `  umbra record web1 web1.umbra -- ps
   umbra record web1 web1.umbra -- ps --threads -- sockets -- modules
   umbra sockets web1.umbra`,
@@ -42,8 +43,12 @@ behind -- and without a target.`,
 		},
 	}
 	cmd.Flags().BoolVar(&replace, "force", false, "replace FILE if it exists")
+	cmd.Flags().BoolVar(&pause, "pause", false, "stop the machine while the commands run")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		commands := splitCommands(args[2:])
+		if len(commands) == 0 {
+			return usagef(cmd, "record needs TARGET FILE -- COMMAND")
+		}
 		for _, c := range commands {
 			sub, _, err := cmd.Root().Find(c[:1])
 			if err != nil || sub.GroupID != groupObjects && sub.GroupID != groupMemory && sub.Name() != "info" ||
@@ -51,10 +56,10 @@ behind -- and without a target.`,
 				return usagef(cmd, "%q is no command that can be recorded", c[0])
 			}
 		}
-		if _, err := os.Lstat(args[1]); err == nil && !replace {
-			return &hintError{&fs.PathError{Op: "record", Path: args[1], Err: fs.ErrExist}, "--force replaces it"}
+		if err := newFile(args[1], replace); err != nil {
+			return err
 		}
-		return a.record(cmd, args[0], args[1], commands)
+		return a.record(cmd, args[0], args[1], commands, pause)
 	}
 	return cmd
 }
@@ -80,32 +85,36 @@ func split(args []string, at string) (parts [][]string) {
 }
 
 // record runs the commands through one recorder and writes what it kept. Commands
-// that end with findings are recorded like any other.
-func (a *app) record(cmd *cobra.Command, target, path string, commands [][]string) error {
+// that end with findings are recorded like any other. The file is made first: where
+// it cannot be, nothing is read.
+func (a *app) record(cmd *cobra.Command, target, path string, commands [][]string, pause bool) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*.partial")
+	if err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	defer func() {
+		if err != nil && !errors.Is(err, errFindings) {
+			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
+		}
+	}()
 	src, err := a.open(cmd, target)
 	if err != nil {
 		return err
 	}
 	defer src.Close()
-	rec := replay.Record(src, slices.Concat(commands...))
+	rec := replay.Record(src, joined(commands))
 	found := false
-	for _, c := range commands {
-		sub := &app{stdout: a.stdout, stderr: a.stderr, stdoutTTY: a.stdoutTTY, stderrTTY: a.stderrTTY, using: rec}
-		root := sub.root()
-		root.SetArgs(slices.Concat(c[:1], []string{target}, c[1:]))
-		sub.attachFlags, sub.stats = a.attachFlags, a.stats
-		err := root.ExecuteContext(cmd.Context())
-		if errors.Is(err, errFindings) {
-			found = true
-		} else if err != nil {
-			return err
-		}
+	if err := a.whileStopped(cmd.Context(), src, pause, func() (err error) {
+		found, err = a.runRecorded(cmd, target, rec, commands)
+		return err
+	}); err != nil {
+		return err
 	}
 	bundle, err := rec.Bundle()
 	if err != nil {
 		return err
 	}
-	size, err := writeBundle(path, bundle)
+	size, err := writeBundle(f, path, bundle)
 	if err != nil {
 		return err
 	}
@@ -116,26 +125,50 @@ func (a *app) record(cmd *cobra.Command, target, path string, commands [][]strin
 	return nil
 }
 
-// writeBundle writes a bundle so that its name appears only when it is complete.
-func writeBundle(path string, b *mem.Bundle) (size int64, err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+// joined is what splitCommands took apart.
+func joined(commands [][]string) (args []string) {
+	for i, c := range commands {
+		if i > 0 {
+			args = append(args, "--")
+		}
+		args = append(args, c...)
+	}
+	return args
+}
+
+// runRecorded runs the commands and tells whether one of them ended with findings.
+func (a *app) runRecorded(cmd *cobra.Command, target string, rec *replay.Recorder, commands [][]string) (found bool, err error) {
+	for _, c := range commands {
+		sub := &app{stdout: a.stdout, stderr: a.stderr, stdoutTTY: a.stdoutTTY, stderrTTY: a.stderrTTY, using: rec, reading: a.reading}
+		root := sub.root()
+		root.SetArgs(slices.Concat(c[:1], []string{target}, c[1:]))
+		sub.attachFlags, sub.stats = a.attachFlags, a.stats
+		err := root.ExecuteContext(cmd.Context())
+		if errors.Is(err, errFindings) {
+			found = true
+		} else if err != nil {
+			return found, err
+		}
+	}
+	return found, nil
+}
+
+// writeBundle completes f, which appears under its name path only then.
+func writeBundle(f *os.File, path string, b *mem.Bundle) (size int64, err error) {
+	if err := b.Encode(f); err != nil {
+		return 0, err
+	}
+	if err := f.Sync(); err != nil {
+		return 0, err
+	}
+	fi, err := f.Stat()
 	if err != nil {
 		return 0, err
 	}
-	err = b.Encode(f)
-	if err == nil {
-		err = f.Sync()
+	if err := os.Rename(f.Name(), path); err != nil {
+		return 0, err
 	}
-	if fi, statErr := f.Stat(); statErr == nil {
-		size = fi.Size()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return 0, errors.Join(err, os.Remove(f.Name()))
-	}
-	return size, nil
+	return fi.Size(), f.Close()
 }
 
 // borrowed is a source that somebody else closes.

@@ -39,9 +39,7 @@ unix, packet and netlink; listening, established, time-wait and half-open ones.`
 				"processes": func(row any) string { return holders(row.(*linux.Socket).Processes) },
 			},
 		},
-		flags: func(cmd *cobra.Command) {
-			cmd.Flags().IntVar(&opts.PID, "pid", 0, "only sockets that this process holds")
-		},
+		pid: &opts.PID, pidUsage: "only sockets that this process holds",
 		read: func(v *kernel.View) ([]linux.Socket, error) { return linux.Sockets(v, opts) },
 	})
 }

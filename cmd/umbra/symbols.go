@@ -32,7 +32,7 @@ func symbolsCommand(a *app) *cobra.Command {
 		Short: "Look up the kernel's symbols",
 		Long: `symbols prints the kernel's symbol table, which is read out of the machine's
 memory, as /proc/kallsyms has it; or the symbols of one name; or the symbol that
-holds an address (0x…), and how far into it the address is.`,
+holds an address (0x… or 16 digits), and how far into it the address is.`,
 		Example: `  umbra symbols web1 init_task
   umbra symbols web1 0xffffffff81000040
   umbra symbols web1 -o csv >System.map.csv`,
@@ -71,10 +71,11 @@ func findSymbols(t *ksym.Table, what string) (rows []symbolRow, err error) {
 		}
 		return rows, nil
 	}
-	if hex, ok := strings.CutPrefix(strings.ToLower(what), "0x"); ok {
-		addr, err := strconv.ParseUint(hex, 16, 64)
+	hex, prefixed := strings.CutPrefix(strings.ToLower(what), "0x")
+	// Logs and /proc/kallsyms write addresses as 16 digits and no 0x.
+	if addr, err := strconv.ParseUint(hex, 16, 64); prefixed || err == nil && len(hex) == 16 {
 		if err != nil {
-			return nil, fmt.Errorf("address %q: %w", what, err)
+			return nil, fmt.Errorf("address %q: not a 64-bit number in hexadecimal digits", what)
 		}
 		s, off, ok := t.Symbolize(mem.Virt(addr))
 		if !ok {
