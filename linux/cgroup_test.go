@@ -3,6 +3,7 @@ package linux
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -47,7 +48,7 @@ type cgroupFiles struct {
 }
 
 // cgroupTree reads the groups below a directory in the guest. The files of a group
-// have a dot in their names, its groups have none.
+// have a dot in their names, its groups have none but those of systemd's units.
 func cgroupTree(t *testing.T, g *lab.Guest, top string) map[string]cgroupFiles {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -75,7 +76,8 @@ func cgroupTree(t *testing.T, g *lab.Guest, top string) map[string]cgroupFiles {
 		}
 		out[path] = f
 		for name := range strings.SplitSeq(strings.TrimSpace(string(names)), "\n") {
-			if name != "" && !strings.Contains(name, ".") && name != "tasks" && name != "notify_on_release" && name != "release_agent" {
+			unit := regexp.MustCompile(`\.(slice|scope|service|mount|socket|swap)$`).MatchString(name) // systemd's
+			if name != "" && (unit || !strings.Contains(name, ".")) && name != "tasks" && name != "notify_on_release" && name != "release_agent" {
 				visit(path + "/" + name)
 			}
 		}

@@ -108,7 +108,7 @@ func comparePacketQueues(t *testing.T, socks []Socket, tree *lab.ProcTree) {
 			waiting++
 		}
 	}
-	if waiting == 0 {
+	if waiting == 0 && definite(t) {
 		t.Error("no packet socket has anything waiting")
 	}
 }

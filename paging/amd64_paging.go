@@ -15,7 +15,7 @@ const (
 	entryPresent = 1 << 0
 	entryUser    = 1 << 2
 	entryLarge   = 1 << 7
-	entryNone    = 1 << 8 // _PAGE_PROTNONE, of entries that are not present
+	entryNone    = 1 << 8                // _PAGE_PROTNONE, of entries that are not present
 	entryAddr    = 0x000f_ffff_ffff_f000 // bits 51:12
 
 	entries = 512

@@ -24,7 +24,7 @@ func machines() []string {
 		"6.1/mem=384/append=pti=on/cpu=max,pcid=off",
 		"6.12/mem=384/ram=memfd",
 		"7.2/mem=512/numa=2/smp=2",
-		"7.2/mem=512/numa=2/smp=2/ram=stock/machine=pc",
+		"7.2/mem=512/numa=2/smp=2/ram=stock/machine=pc/qmp",
 		"5.10/root=debian/mem=1024",
 		"6.1/root=debian/mem=1024",
 		"6.12/root=debian/mem=1024/smp=2",
