@@ -76,7 +76,7 @@ func (s *Snapshot) Grow(count func() int, walk func(i int), moved func(i int)) e
 	if s.inPass {
 		panic("mem: Each called from within a walk")
 	}
-	defer func() { s.since = 0 }()
+	defer func() { s.since = s.base }()
 	known := count()
 	todo := make([]int, known)
 	for i := range todo {

@@ -64,9 +64,11 @@ type Snapshot struct {
 	failed   error             // the source as a whole failed; every read fails from then on
 	epoch    uint32            // counts the tries of walks that were done anew
 	since    uint32            // pages read in an earlier epoch are read again
+	base     uint32            // what since is between walks (see Renew)
 	touched  map[Phys]struct{} // pages read, while that is being noted
 	doubt    bool              // the walk now running came to what cannot be
 	differed bool              // a page read again in this epoch is not what it was
+	news     bool              // the same, since Renew
 	reads    int               // of words and pieces of pages
 	stats    Stats
 	one      [1]Read
@@ -251,6 +253,31 @@ func (s *Snapshot) want(frame Phys) {
 // to wait.
 func (s *Snapshot) Batching() bool { return s.inPass && s.opts.Batch }
 
+// Renew has every page read again when it is needed next: for a second look at a
+// machine that runs. With Options.Batch the pages that are here come in one round. It
+// tells whether that can show anything new; News tells later whether it did.
+func (s *Snapshot) Renew() bool {
+	if s.opts.Static || s.failed != nil {
+		return false
+	}
+	s.epoch++
+	s.base, s.since, s.lastPg, s.news = s.epoch, s.epoch, nil, false
+	if s.opts.Batch {
+		var frames []Phys
+		for a, pg := range s.pages {
+			if pg.state == here && len(frames) < s.opts.CachePages/2 {
+				frames = append(frames, a)
+			}
+		}
+		slices.Sort(frames)
+		_ = s.fetch(frames) // the read that follows says what failed
+	}
+	return true
+}
+
+// News tells whether a page read again since Renew is not what it was.
+func (s *Snapshot) News() bool { return s.news }
+
 // Want asks for pages ahead of need, by any address in them. With Options.Batch
 // they come with the next round, else in one round now.
 func (s *Snapshot) Want(addrs []Phys) {
@@ -306,14 +333,9 @@ func (s *Snapshot) settle(r *Read) {
 		pg = s.newPage(r.Addr)
 	}
 	data, was := (*[PageSize]byte)(r.Buf), pg.state
-	switch was {
-	case here:
-		s.differed = s.differed || pg.n != r.N || *pg.data != *data
-	case dropped:
-		s.differed = true // it may be
-	case unreadable:
-		s.differed = s.differed || r.N > 0
-	}
+	differs := was == dropped || // it may
+		was == here && (pg.n != r.N || *pg.data != *data) || was == unreadable && r.N > 0
+	s.differed, s.news = s.differed || differs, s.news || differs
 	pg.want, pg.used, pg.epoch = false, true, s.epoch
 	pg.n, pg.err = r.N, nil
 	if r.N < PageSize {
