@@ -80,6 +80,11 @@ const (
 // Groups that were removed and only wait for their last user are left out. The
 // processes of a group are those cgroup.procs has: zombies are in none.
 func Cgroups(v *kernel.View) ([]Cgroup, error) {
+	return confirmed(v, func() ([]Cgroup, error) { return listCgroups(v) })
+}
+
+// listCgroups is Cgroups for one look.
+func listCgroups(v *kernel.View) ([]Cgroup, error) {
 	l, err := kernel.Layout[cgroupLayout](v.Kernel)
 	if err != nil {
 		return nil, err

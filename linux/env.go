@@ -39,13 +39,22 @@ func Env(v *kernel.View, pid int) ([]Environment, error) {
 	if err != nil {
 		return nil, err
 	}
+	of, err := kernel.Layout[taskLayout](v.Kernel)
+	if err != nil {
+		return nil, err
+	}
 	rows, held := make([]Environment, len(tasks)), make([]uint64, len(tasks))
 	total := budget{maxAllEnv}
 	err = v.Each(len(tasks), func(i int, w *kernel.Walk) {
 		t := &tasks[i]
 		total.back(&held[i])
 		row := Environment{PID: t.PID, Comm: t.Comm, Env: []string{}, Errors: []string{}, Moved: t.Moved}
-		err := w.Try(func() { row.Raw = l.environ(w, t.MM, &total, &held[i]) })
+		err := w.Try(func() {
+			// It may have executed another program meanwhile, or ended.
+			if mm := w.Follow(t.Addr, of.MM); !t.KernelThread {
+				row.Raw = l.environ(w, mm, &total, &held[i])
+			}
+		})
 		if s := message("env", err); s != "" {
 			row.Errors = append(slices.Clone(t.Errors), s)
 		}

@@ -74,6 +74,11 @@ type FileOptions struct {
 // and descriptor. A process whose descriptor table cannot be read is a finding, and
 // an error when it is the only one asked for.
 func Files(v *kernel.View, opts FileOptions) ([]File, error) {
+	return confirmed(v, func() ([]File, error) { return listFiles(v, opts) })
+}
+
+// listFiles is Files for one look.
+func listFiles(v *kernel.View, opts FileOptions) ([]File, error) {
 	r, err := newFileReader(v)
 	if err != nil {
 		return nil, err
@@ -107,7 +112,7 @@ func Files(v *kernel.View, opts FileOptions) ([]File, error) {
 				Flags: cloexecFlag(fd.CloseOnExec), slot: fd.Slot})
 		}
 	}
-	return rows, r.describe(rows)
+	return r.describe(rows)
 }
 
 // cloexecFlag holds what a descriptor adds to the flags of its file, until they
@@ -152,6 +157,7 @@ func newFileReader(v *kernel.View) (*fileReader, error) {
 
 // openTable is the descriptors of one files_struct, which processes can share.
 type openTable struct {
+	of    []mem.Virt // tasks
 	fds   []openFD
 	err   error
 	held  uint64 // of the budget
@@ -163,10 +169,14 @@ func (r *fileReader) tables(tasks []Task) (map[mem.Virt]*openTable, error) {
 	byAddr := make(map[mem.Virt]*openTable)
 	var addrs []mem.Virt
 	for _, t := range tasks {
-		if t.Files != 0 && byAddr[t.Files] == nil {
+		if t.Files == 0 {
+			continue
+		}
+		if byAddr[t.Files] == nil {
 			byAddr[t.Files] = &openTable{}
 			addrs = append(addrs, t.Files)
 		}
+		byAddr[t.Files].of = append(byAddr[t.Files].of, t.Addr)
 	}
 	left := budget{maxFiles}
 	err := r.v.Each(len(addrs)+1, func(i int, w *kernel.Walk) {
@@ -176,6 +186,9 @@ func (r *fileReader) tables(tasks []Task) (map[mem.Virt]*openTable, error) {
 		}
 		t := byAddr[addrs[i]]
 		left.back(&t.held)
+		if t.fds, t.err = nil, nil; !r.used(w, t, addrs[i]) {
+			return
+		}
 		fds := fdTable(w, r.fd, addrs[i])
 		if w.OK() && !left.take(w, &t.held, uint64(len(fds))) {
 			fds = nil
@@ -192,6 +205,17 @@ func (r *fileReader) tables(tasks []Task) (map[mem.Virt]*openTable, error) {
 	return byAddr, err
 }
 
+// used tells whether a task still has the files_struct at addr: one that is exiting
+// lets go of it.
+func (r *fileReader) used(w *kernel.Walk, t *openTable, addr mem.Virt) bool {
+	used := false
+	for _, task := range t.of {
+		err := w.Try(func() { used = used || w.Follow(task, r.task.Files) == addr })
+		used = used || err != nil // then reading the table says what is wrong
+	}
+	return used
+}
+
 // fileAhead reads what a struct file's path and type come from, so that it comes
 // while other files are still being found. What it misses and is needed fails later.
 func fileAhead(w *kernel.Walk, l *fileLayout, p *pathLayout, file mem.Virt) {
@@ -204,36 +228,49 @@ func fileAhead(w *kernel.Walk, l *fileLayout, p *pathLayout, file mem.Virt) {
 	_ = w.Probe(func() { mountsAhead(w, p, w.Ptr(w.At(file, l.Path), p.Mnt)-mem.Virt(p.Mount.Offset)) })
 }
 
-// describe fills in what the struct file of each row says, reading each once.
-func (r *fileReader) describe(rows []File) error {
+// describe fills in what the struct file of each row says, reading each once. Rows
+// whose descriptor was closed meanwhile are left out: a file lives as long as a
+// descriptor of it, and what lies there afterwards is something else's memory.
+func (r *fileReader) describe(rows []File) ([]File, error) {
 	first := make(map[mem.Virt]int)
-	var of []*File
+	var of [][]int // rows of each file
 	for i := range rows {
-		if _, ok := first[rows[i].Addr]; !ok {
-			first[rows[i].Addr] = len(of)
-			of = append(of, &rows[i])
+		k, ok := first[rows[i].Addr]
+		if !ok {
+			k = len(of)
+			first[rows[i].Addr], of = k, append(of, nil)
 		}
+		of[k] = append(of[k], i)
 	}
-	files := make([]File, len(of))
-	err := r.v.Each(len(of), func(i int, w *kernel.Walk) {
-		files[i] = r.file(w, of[i].Addr)
-		// A file lives as long as its descriptor: when that changed, this was another's memory.
-		err := w.Try(func() { files[i].Moved = w.Follow(of[i].slot, link) != of[i].Addr })
-		files[i].Moved = files[i].Moved || err != nil
-	}, func(i int) { files[i].Moved = true })
+	files, open := make([]File, len(of)), make([]bool, len(rows))
+	err := r.v.Each(len(of), func(k int, w *kernel.Walk) {
+		held := false
+		for _, i := range of[k] {
+			open[i] = false
+			_ = w.Try(func() { open[i] = w.Follow(rows[i].slot, link) == rows[i].Addr })
+			held = held || open[i]
+		}
+		if held || w.View().Snapshot().Batching() {
+			files[k] = r.file(w, rows[of[k][0]].Addr)
+		}
+	}, func(k int) { files[k].Moved = true })
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for i := range rows {
-		row, f := &rows[i], files[first[rows[i].Addr]]
+	out := rows[:0]
+	for i, row := range rows {
+		if !open[i] {
+			continue
+		}
+		f := files[first[row.Addr]]
 		f.PID, f.Comm, f.FD, f.Addr, f.Moved = row.PID, row.Comm, row.FD, row.Addr, f.Moved || row.Moved
 		if f.Flags != nil {
 			flags := *f.Flags | *row.Flags
 			f.Flags = &flags
 		}
-		*row = f
+		out = append(out, f)
 	}
-	return nil
+	return out, nil
 }
 
 // file reads the struct file at a.

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/umbravm/umbra/internal/lab"
+	"github.com/umbravm/umbra/kernel"
 	"github.com/umbravm/umbra/mem"
 )
 
@@ -160,11 +161,11 @@ func TestFilesOfOne(t *testing.T) {
 	if err != nil || tables[0x1000].err == nil || tables[0x1000].fds != nil {
 		t.Errorf("table at no memory: %+v, %v", tables[0x1000], err)
 	}
-	rows := []File{{Addr: 0x1000, Flags: cloexecFlag(false)}}
-	if err := r.describe(rows); err != nil {
+	var f File
+	if err := v.Do(func(w *kernel.Walk) { f = r.file(w, 0x1000) }); err != nil {
 		t.Fatal(err)
 	}
-	if f := rows[0]; f.Path != nil || f.Type != nil || f.Flags != nil || f.Pos != nil || len(f.Errors) == 0 {
+	if f.Path != nil || f.Type != nil || f.Flags != nil || f.Pos != nil || len(f.Errors) == 0 {
 		t.Errorf("file at no memory: %+v", f)
 	}
 }

@@ -21,6 +21,20 @@ const (
 	maxString = 4096
 )
 
+// confirmed returns what list makes of v, run again where something does not add up on
+// a machine that runs (see kernel.View.Confirm).
+func confirmed[T any](v *kernel.View, list func() (T, error)) (rows T, err error) {
+	err = v.Confirm(func() (err error) {
+		rows, err = list()
+		return err
+	})
+	if err != nil {
+		var none T
+		return none, err
+	}
+	return rows, nil
+}
+
 // list calls visit with each node of the doubly linked list whose head is at head
 // (include/linux/list.h), until it returns false. The walk fails when the list
 // does not lead back to its head.

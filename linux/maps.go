@@ -56,6 +56,11 @@ const maxMappings = 1 << 19
 // address. A process whose areas cannot be found is a finding, and an error when it
 // is the only one asked for.
 func Maps(v *kernel.View, opts MapOptions) ([]Mapping, error) {
+	return confirmed(v, func() ([]Mapping, error) { return listMaps(v, opts) })
+}
+
+// listMaps is Maps for one look.
+func listMaps(v *kernel.View, opts MapOptions) ([]Mapping, error) {
 	r, err := newMapReader(v)
 	if err != nil {
 		return nil, err

@@ -73,6 +73,11 @@ const maxModuleUses = 1 << 16
 // finds modules by address in, or sysfs, has comes behind it, and is a finding; so
 // is a live module that only the list has.
 func Modules(v *kernel.View) ([]Module, error) {
+	return confirmed(v, func() ([]Module, error) { return listModules(v) })
+}
+
+// listModules is Modules for one look.
+func listModules(v *kernel.View) ([]Module, error) {
 	r := &moduleReader{v: v, uses: budget{maxModuleUses}}
 	var err error
 	if r.l, err = kernel.Layout[moduleLayout](v.Kernel); err != nil {

@@ -138,30 +138,9 @@ func (r *moduleReader) sysfs(w *kernel.Walk, found map[mem.Virt]bool) {
 	}
 }
 
-// compare reports modules that are not wherever a loaded module is. On a live
-// machine what was read first may be out of date; only what a second look shows
-// too counts.
+// compare reports modules that are not wherever a loaded module is.
 func (r *moduleReader) compare(s *moduleSet) {
-	odd := s.oddities()
-	if len(odd) > 0 && r.v.Source().Info().Live {
-		again := &moduleReader{v: r.v.Kernel.View(r.v.Snapshot().Context(), mem.Options{}), l: r.l, uses: budget{maxModuleUses}}
-		second, err := again.gather()
-		if err != nil {
-			r.v.Find("modules", "a second look failed: %v", err)
-			return
-		}
-		confirmed := map[oddity]bool{}
-		for _, o := range second.oddities() {
-			confirmed[o] = true
-		}
-		for i := 0; i < len(odd); i++ {
-			if !confirmed[odd[i]] {
-				odd = append(odd[:i], odd[i+1:]...)
-				i--
-			}
-		}
-	}
-	for _, o := range odd {
+	for _, o := range s.oddities() {
 		r.v.Find(o.object, "%s", o.what)
 	}
 }

@@ -79,6 +79,11 @@ type mountLayout struct {
 // process's root directory. A namespace that cannot be read is a finding, and an
 // error when it is the only one asked for.
 func Mounts(v *kernel.View, opts MountOptions) ([]Mount, error) {
+	return confirmed(v, func() ([]Mount, error) { return listMounts(v, opts) })
+}
+
+// listMounts is Mounts for one look.
+func listMounts(v *kernel.View, opts MountOptions) ([]Mount, error) {
 	r, err := newMountReader(v)
 	if err != nil {
 		return nil, err
@@ -259,7 +264,7 @@ func (r *mountReader) ahead(w *kernel.Walk, mounts []mem.Virt) {
 			func() { climbAhead(w, r.path, w.Ptr(m, r.path.Mountpoint)) },
 			func() {
 				if master := w.Ptr(m, r.l.Master); master != 0 {
-					w.Ptr(w.Ptr(master, r.l.Share), r.l.Owner)
+					w.Ptr(w.Pointer(w.At(master, r.l.Share))-mem.Virt(r.l.Share.Offset), r.l.Owner)
 				}
 			},
 		}

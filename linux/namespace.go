@@ -98,6 +98,11 @@ const maxNamespaces = 1 << 16
 // process is in. Others without a process, kept by a mount or a descriptor only,
 // are not found.
 func Namespaces(v *kernel.View) ([]Namespace, error) {
+	return confirmed(v, func() ([]Namespace, error) { return listNamespaces(v) })
+}
+
+// listNamespaces is Namespaces for one look.
+func listNamespaces(v *kernel.View) ([]Namespace, error) {
 	l, err := kernel.Layout[namespaceLayout](v.Kernel)
 	if err != nil {
 		return nil, err

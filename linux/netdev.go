@@ -89,6 +89,11 @@ const maxAddresses = 1 << 16
 // index, with their addresses and counters. A counter is nil where the driver
 // keeps it in a way that is not known; why is among the row's errors.
 func Netdevs(v *kernel.View) ([]Netdev, error) {
+	return confirmed(v, func() ([]Netdev, error) { return listNetdevs(v) })
+}
+
+// listNetdevs is Netdevs for one look.
+func listNetdevs(v *kernel.View) ([]Netdev, error) {
 	r, err := newSockReader(v)
 	if err != nil {
 		return nil, err

@@ -13,6 +13,7 @@ import (
 type netLayout struct {
 	Inum        btf.Field `btf:"net.ns.inum"`
 	List        btf.Field `btf:"net.list"`
+	Refs        btf.Field `btf:"net.ns.__ns_ref net.ns.count net.count"` // __ns_ref since 6.18, part of ns since 5.11
 	DeathRow    btf.Field `btf:"net.ipv4.tcp_death_row"`
 	HashInfo    btf.Field `btf:"net.ipv4.tcp_death_row.hashinfo inet_timewait_death_row.hashinfo"` // behind a pointer in 5.18 to 6.0
 	UDPTable    btf.Field `btf:"net.ipv4.udp_table ?"`                                             // since 6.2
@@ -55,6 +56,7 @@ type netWork struct {
 	r       *sockReader
 	addr    mem.Virt
 	inum    uint64
+	dying   bool     // nobody uses it any more: the kernel is taking it apart
 	next    mem.Virt // in the list of all
 	inumErr error
 	nextErr error
@@ -79,7 +81,10 @@ func (r *sockReader) netNode(node mem.Virt) {
 
 func (n *netWork) run(w *kernel.Walk) {
 	r, l := n.r, n.r.net
-	n.inumErr = w.Try(func() { n.inum = w.Uint(n.addr, l.Inum) })
+	n.inumErr = w.Try(func() {
+		w.Guard(n.addr, l.Refs)
+		n.inum, n.dying = w.Uint(n.addr, l.Inum), w.Uint(n.addr, l.Refs) == 0
+	})
 	n.nextErr = w.Try(func() {
 		w.Guard(n.addr+mem.Virt(l.List.Offset), link)
 		n.next = w.Pointer(w.At(n.addr, l.List))
@@ -149,6 +154,8 @@ func (r *sockReader) checkNets() {
 			continue
 		}
 		switch {
+		case n.dying && n.inumErr == nil:
+			// Its sockets and devices go one by one, and it is in no list any more.
 		case !listed[n.addr] && n.inumErr != nil:
 			r.v.Find(fmt.Sprintf("network namespace %v", n.addr), "not in net_namespace_list, and cannot be read: %v", n.inumErr)
 		case !listed[n.addr]:

@@ -104,9 +104,13 @@ type sockLayout struct {
 // hold, which are what it shows under /proc/net. Who holds them comes from the
 // descriptor tables of all processes. A socket that a process holds and that says
 // it is in a table, which does not lead to it, is listed with an error that says
-// so: the table is damaged, or the socket came while it was read. A table that
-// cannot be followed to its end is a finding.
+// so, and a finding, as is a table that cannot be followed to its end.
 func Sockets(v *kernel.View, opts SocketOptions) ([]Socket, error) {
+	return confirmed(v, func() ([]Socket, error) { return listSockets(v, opts) })
+}
+
+// listSockets is Sockets for one look.
+func listSockets(v *kernel.View, opts SocketOptions) ([]Socket, error) {
 	r, err := newSockReader(v)
 	if err != nil {
 		return nil, err
@@ -336,7 +340,9 @@ func (r *sockReader) collect(extra []*sockWork) []Socket {
 	}
 	for _, s := range extra {
 		if row, ok := r.row(s); ok && !taken[s] {
-			row.Errors = append(row.Errors, "held by a process, but not in the kernel's table")
+			const what = "held by a process, but not in the kernel's table"
+			row.Errors = append(row.Errors, what)
+			r.v.Find(fmt.Sprintf("%v socket %v", s.kind, s.addr), what)
 			row.Processes = append(row.Processes, holders[s.addr]...)
 			out = append(out, row)
 		}

@@ -105,6 +105,11 @@ type TaskOptions struct {
 // PID namespace's IDR; the kernel's task list, kept apart from it, is the
 // cross-check, and what only one of them has is a finding.
 func Tasks(v *kernel.View, opts TaskOptions) ([]Task, error) {
+	return confirmed(v, func() ([]Task, error) { return listTasks(v, opts) })
+}
+
+// listTasks is Tasks for one look.
+func listTasks(v *kernel.View, opts TaskOptions) ([]Task, error) {
 	r, err := newTaskReader(v, opts)
 	if err != nil {
 		return nil, err
@@ -222,6 +227,9 @@ func (r *taskReader) pids() (pids []xaEntry, err error) {
 
 // fromPID reads the task a struct pid stands for.
 func (r *taskReader) fromPID(w *kernel.Walk, e xaEntry) (row taskRow) {
+	if w.Follow(e.Slot, link) != e.Ptr && w.OK() {
+		return row // it has ended since the IDR was read
+	}
 	heads := w.At(e.Ptr, r.l.PIDTasks)
 	w.Guard(heads+pidTypePID*8, link)
 	first := w.Pointer(heads + pidTypePID*8)

@@ -25,10 +25,11 @@ const (
 	xaMaxNodes   = 1 << 17 // more than the largest pid_max (4 Mi) needs
 )
 
-// xaEntry is a pointer stored in an XArray, and its index.
+// xaEntry is a pointer stored in an XArray, its index, and where it is stored.
 type xaEntry struct {
 	Index uint64
 	Ptr   mem.Virt
+	Slot  mem.Virt
 }
 
 // xarrayEntries returns the pointers stored in the XArray (or IDR, which is one) at
@@ -41,7 +42,7 @@ func xarrayEntries(w *kernel.Walk, l *xarrayLayout, xa mem.Virt) []xaEntry {
 	case isXaNode(head):
 		x.node(head-xaInternal, 0, -1)
 	case head&xaKindMask == 0:
-		x.out = append(x.out, xaEntry{0, head})
+		x.out = append(x.out, xaEntry{0, head, w.At(xa, l.Head)})
 	}
 	return x.out
 }
@@ -79,7 +80,7 @@ func (x *xaWalk) node(n mem.Virt, base uint64, parentShift int) {
 				pending = err
 			}
 		case e&xaKindMask == 0:
-			x.out = append(x.out, xaEntry{index, e})
+			x.out = append(x.out, xaEntry{index, e, w.At(n, x.l.Slots) + mem.Virt(i*8)})
 		}
 	}
 	if pending != nil {

@@ -40,6 +40,8 @@ func init() {
 		"cgroup":      inCgroup,
 		"cgroup1":     cgroup1,
 		"log":         logRecords,
+		"storm":       storm,
+		"stormer":     stormer,
 	}
 }
 
