@@ -14,6 +14,9 @@ need() { # COMMAND PACKAGE WHY
 need qemu-system-x86_64 qemu-system-x86 "it runs the virtual machines that demo and tests watch"
 need xz xz-utils "it unpacks kernel modules for those machines"
 need readelf binutils "tests let it read the dumps that umbra writes"
+if [ "${1:-}" = matrix ]; then # for make test-matrix
+	need debootstrap debootstrap "it makes the Debian system that some of the matrix's machines run"
+fi
 
 if ! command -v go >/dev/null 2>&1; then
 	echo "setup: Go is missing: install Go 1.26 or later from https://go.dev/dl" >&2
