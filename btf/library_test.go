@@ -197,28 +197,27 @@ func differ(got, want cbtf.Type, depth int) string {
 		}
 		return ""
 	}
-	bad := fmt.Sprintf("%v, the library says %v", got, want)
 	switch w := want.(type) {
 	case *cbtf.Int:
 		if g, ok := got.(*cbtf.Int); !ok || *g != *w {
-			return bad
+			return unlike(got, want)
 		}
 	case *cbtf.Float:
 		if g, ok := got.(*cbtf.Float); !ok || *g != *w {
-			return bad
+			return unlike(got, want)
 		}
 	case *cbtf.Void:
 		if _, ok := got.(*cbtf.Void); !ok {
-			return bad
+			return unlike(got, want)
 		}
 	case *cbtf.Fwd:
 		if g, ok := got.(*cbtf.Fwd); !ok || *g != *w {
-			return bad
+			return unlike(got, want)
 		}
 	case *cbtf.Enum:
 		g, ok := got.(*cbtf.Enum)
 		if !ok || g.Name != w.Name || g.Size != w.Size || g.Signed != w.Signed || len(g.Values) != len(w.Values) {
-			return bad
+			return unlike(got, want)
 		}
 		for i := range w.Values {
 			if g.Values[i] != w.Values[i] {
@@ -231,7 +230,10 @@ func differ(got, want cbtf.Type, depth int) string {
 		}
 		g, ok := got.(*cbtf.Struct)
 		if !ok || g.Name != w.Name || g.Size != w.Size {
-			return bad
+			return unlike(got, want)
+		}
+		if g.Name != "" && depth < maxDepth {
+			return "" // compared by itself
 		}
 		return differMembers(g.Members, w.Members, depth)
 	case *cbtf.Union:
@@ -240,29 +242,32 @@ func differ(got, want cbtf.Type, depth int) string {
 		}
 		g, ok := got.(*cbtf.Union)
 		if !ok || g.Name != w.Name || g.Size != w.Size {
-			return bad
+			return unlike(got, want)
+		}
+		if g.Name != "" && depth < maxDepth {
+			return "" // compared by itself
 		}
 		return differMembers(g.Members, w.Members, depth)
 	case *cbtf.Array:
 		g, ok := got.(*cbtf.Array)
 		if !ok || g.Nelems != w.Nelems {
-			return bad
+			return unlike(got, want)
 		}
 		return down("element", g.Type, w.Type)
 	case *cbtf.Pointer:
 		g, ok := got.(*cbtf.Pointer)
 		if !ok {
-			return bad
+			return unlike(got, want)
 		}
 		return down("target", g.Target, w.Target)
 	case *cbtf.FuncProto:
 		g, ok := got.(*cbtf.FuncProto)
 		if !ok || len(g.Params) != len(w.Params) {
-			return bad
+			return unlike(got, want)
 		}
 		for i := range w.Params {
 			if g.Params[i].Name != w.Params[i].Name {
-				return bad
+				return unlike(got, want)
 			}
 			if d := down("parameter", g.Params[i].Type, w.Params[i].Type); d != "" {
 				return d
@@ -273,12 +278,14 @@ func differ(got, want cbtf.Type, depth int) string {
 		gn, gt := wrapped(got)
 		wn, wt := wrapped(want)
 		if gt == nil || gn != wn {
-			return bad
+			return unlike(got, want)
 		}
 		return down(gn, gt, wt)
 	}
 	return ""
 }
+
+func unlike(got, want any) string { return fmt.Sprintf("%v, the library says %v", got, want) }
 
 func differMembers(got, want []cbtf.Member, depth int) string {
 	if len(got) != len(want) {
