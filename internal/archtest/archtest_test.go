@@ -45,6 +45,7 @@ var layers = map[string][]string{
 	"internal/lab":        {},
 	"internal/lab/guest":  {},
 	"internal/lab/labctl": {"internal/lab"},
+	"internal/matrix":     {"internal/lab"},
 	"cmd/umbra":           {"..."},
 	"examples/ids":        {"", "linux"},
 	"bench":               {"..."},
