@@ -30,7 +30,7 @@ func WriteObject[T any](w io.Writer, row T, opts Options) error {
 	out := bufio.NewWriter(w)
 	longest := 0
 	for _, c := range cols {
-		longest = max(longest, len(c.key))
+		longest = max(longest, len(s.head(c.key, opts)))
 	}
 	for _, c := range cols {
 		text := ""
@@ -39,12 +39,23 @@ func WriteObject[T any](w io.Writer, row T, opts Options) error {
 		} else {
 			text = renderer(c.key)(v.FieldByIndex(c.index))
 		}
-		fmt.Fprintf(out, "%-*s  %s\n", longest, c.key, Safe(text))
+		fmt.Fprintf(out, "%-*s  %s\n", longest, s.head(c.key, opts), Safe(text))
 	}
-	if s.doubtful(v) {
-		fmt.Fprintln(out, "! this kept changing while it was read, or could not be read in full: see moved and errors in -o json")
-	}
+	s.objectDoubts(out, v)
 	return out.Flush()
+}
+
+// objectDoubts says what of an object is not known, line by line.
+func (s *schema) objectDoubts(out *bufio.Writer, v reflect.Value) {
+	if s.moved >= 0 && v.FieldByIndex(s.cols[s.moved].index).Bool() {
+		fmt.Fprintln(out, "! this kept changing while it was read")
+	}
+	if s.errors >= 0 {
+		errs := v.FieldByIndex(s.cols[s.errors].index)
+		for i := range errs.Len() {
+			fmt.Fprintf(out, "! %s\n", Safe(plain(errs.Index(i))))
+		}
+	}
 }
 
 func writeObjectJSON(w io.Writer, cols []column, row reflect.Value) error {

@@ -90,6 +90,20 @@ func cut(s string, n int) string {
 	return s[:end] + "…"
 }
 
+// cutMiddle shortens s to at most n columns with "…" for what stood in its middle.
+func cutMiddle(s string, n int) string {
+	if width(s) <= n || n < 3 {
+		return cut(s, n)
+	}
+	head := strings.TrimSuffix(cut(s, n-n/2), "…")
+	// The end: what is left when clusters are taken away until it fits.
+	tail, state := s[len(head):], -1
+	for width(tail) > n/2 {
+		_, tail, _, state = uniseg.FirstGraphemeClusterInString(tail, state)
+	}
+	return head + "…" + tail
+}
+
 // Cut shortens s, which is Safe, to n terminal columns; n <= 0 is no limit.
 func Cut(s string, n int) string {
 	if n <= 0 {

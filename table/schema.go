@@ -1,6 +1,7 @@
 package table
 
 import (
+	"bufio"
 	"cmp"
 	"encoding/json"
 	"fmt"
@@ -76,13 +77,33 @@ func (s *schema) keys() (keys []string) {
 	return keys
 }
 
-func (s *schema) column(key string) (column, error) {
+// column returns the column of a key, or of what a table writes above it.
+func (s *schema) column(key string, opts Options) (column, error) {
 	for _, c := range s.cols {
-		if c.key == key {
+		if strings.EqualFold(c.key, key) {
+			return c, nil
+		}
+	}
+	for _, c := range s.cols {
+		if strings.EqualFold(s.head(c.key, opts), key) {
 			return c, nil
 		}
 	}
 	return column{}, fmt.Errorf("%w: %q; there are %s", ErrColumn, key, strings.Join(s.keys(), ", "))
+}
+
+// head returns what people read above a key's cells: the key, without the unit when
+// cells say theirs and no other key is called so.
+func (s *schema) head(key string, opts Options) string {
+	if h := opts.Heads[key]; h != "" {
+		return h
+	}
+	for _, unit := range []string{"_bytes", "_seconds"} {
+		if short, ok := strings.CutSuffix(key, unit); ok && !slices.Contains(s.keys(), short) {
+			return short
+		}
+	}
+	return key
 }
 
 // choose returns the columns that opts ask for.
@@ -96,31 +117,63 @@ func (s *schema) choose(opts Options) ([]column, error) {
 	}
 	var cols []column
 	for _, key := range want {
-		c, err := s.column(key)
+		c, err := s.column(key, opts)
 		if err != nil {
 			return nil, err
+		}
+		if slices.ContainsFunc(cols, func(have column) bool { return have.key == c.key }) {
+			return nil, fmt.Errorf("column %s is named twice", c.key)
 		}
 		cols = append(cols, c)
 	}
 	return cols, nil
 }
 
-// doubtful tells whether a row is marked as moved or as not read in full.
-func (s *schema) doubtful(row reflect.Value) bool {
-	return s.moved >= 0 && row.FieldByIndex(s.cols[s.moved].index).Bool() ||
-		s.errors >= 0 && row.FieldByIndex(s.cols[s.errors].index).Len() > 0
+// doubts counts the rows that are marked, and why.
+type doubts struct {
+	moved, broken int
+	first         string // what the first broken row lacks
+}
+
+// note adds a row and tells whether it is to be marked.
+func (d *doubts) note(s *schema, row reflect.Value) bool {
+	moved := s.moved >= 0 && row.FieldByIndex(s.cols[s.moved].index).Bool()
+	if moved {
+		d.moved++
+	}
+	if s.errors < 0 {
+		return moved
+	}
+	errs := row.FieldByIndex(s.cols[s.errors].index)
+	if errs.Len() == 0 {
+		return moved
+	}
+	if d.broken++; d.first == "" {
+		d.first = Safe(plain(errs.Index(0)))
+	}
+	return true
+}
+
+// write prints what the marks of rows mean.
+func (d *doubts) write(out *bufio.Writer, rows int) {
+	if d.moved > 0 {
+		fmt.Fprintf(out, "! %d of %d rows kept changing while they were read: see moved in -o json\n", d.moved, rows)
+	}
+	if d.broken > 0 {
+		fmt.Fprintf(out, "! %d of %d rows could not be read in full: see errors in -o json; the first is %s\n", d.broken, rows, d.first)
+	}
 }
 
 // sorted returns rows ordered by a key, nulls last; rows that are equal keep their order.
-func sorted[T any](s *schema, rows []T, by string) ([]T, error) {
-	if by == "" {
+func sorted[T any](s *schema, rows []T, opts Options) ([]T, error) {
+	if opts.Sort == "" {
 		return rows, nil
 	}
-	key, sign := by, 1
-	if rest, down := strings.CutPrefix(by, "-"); down {
+	key, sign := opts.Sort, 1
+	if rest, down := strings.CutPrefix(key, "-"); down {
 		key, sign = rest, -1
 	}
-	c, err := s.column(key)
+	c, err := s.column(key, opts)
 	if err != nil {
 		return nil, err
 	}

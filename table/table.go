@@ -27,7 +27,7 @@ var Formats = []Format{Text, JSON, CSV}
 // Options of Write. The zero value is a table of all columns, as wide as it gets.
 type Options struct {
 	Format  Format
-	Columns []string // keys to print, in this order; empty means Default, or all
+	Columns []string // keys to print, or their heads, in this order; empty means Default, or all
 	Default []string // what a table shows when Columns is empty; JSON and CSV have all
 	Sort    string   // key to sort by, with a leading "-" from the largest down; "" keeps the order
 	Width   int      // columns of the terminal; 0 is no limit
@@ -36,6 +36,14 @@ type Options struct {
 	// Cells overrides how a table for people shows a key. It is given a pointer to
 	// the row. The result is made safe for terminals like any other.
 	Cells map[string]func(row any) string
+
+	// Heads overrides what stands above a key's cells. Without it a key that ends
+	// in a unit loses it, since cells say theirs: "rss_bytes" is RSS.
+	Heads map[string]string
+
+	// Middle are keys whose cells are cut in the middle rather than at their end,
+	// which says as much as the beginning: addresses with ports, paths.
+	Middle []string
 
 	// Wide are keys whose cells may be cut first when a table is too wide for the
 	// terminal. The rest are cut only when that is not enough.
@@ -47,7 +55,8 @@ type Options struct {
 var ErrColumn = errors.New("no such column")
 
 // Write prints rows to w. Rows with a true "moved" or a non-empty "errors" are
-// marked in a table, and a footnote says what the mark means.
+// marked in a table, and a footnote says what the mark means and what the first of
+// them lacks.
 func Write[T any](w io.Writer, rows []T, opts Options) error {
 	s, err := schemaOf[T]()
 	if err != nil {
@@ -57,7 +66,7 @@ func Write[T any](w io.Writer, rows []T, opts Options) error {
 	if err != nil {
 		return err
 	}
-	if rows, err = sorted(s, rows, opts.Sort); err != nil {
+	if rows, err = sorted(s, rows, opts); err != nil {
 		return err
 	}
 	out := bufio.NewWriterSize(w, 1<<16)
@@ -93,7 +102,7 @@ func Check[T any](opts Options) error {
 	if _, err := s.choose(opts); err != nil {
 		return err
 	}
-	if _, err := s.column(strings.TrimPrefix(opts.Sort, "-")); opts.Sort != "" && err != nil {
+	if _, err := s.column(strings.TrimPrefix(opts.Sort, "-"), opts); opts.Sort != "" && err != nil {
 		return err
 	}
 	if opts.Format != "" && !slices.Contains(Formats, opts.Format) {

@@ -54,14 +54,67 @@ func write[T any](t *testing.T, rows []T, opts Options) string {
 
 func TestText(t *testing.T) {
 	got := write(t, sample(), Options{Default: []string{"pid", "name", "rss_bytes", "cpu_seconds", "start_time", "args", "processes"}})
-	want := `PID  NAME         RSS_BYTES  CPU_SECONDS  START_TIME           ARGS     PROCESSES
- 10  sshd              5.0M        1m01s  2026-11-20 08:09:10  sshd -D  1/a
-  9  bad\x1b[31m          -        0.00s  -                    -        -          !
-100  -                    0        0.00s  -                    -        -          !
-! 2 of 3 rows kept changing while they were read, or could not be read in full: see moved and errors in -o json
+	want := `PID  NAME          RSS    CPU  START_TIME            ARGS     PROCESSES
+ 10  sshd         5.0M  1m01s  2026-11-20 08:09:10Z  sshd -D  1/a
+  9  bad\x1b[31m     -  0.00s  -                     -        -          !
+100  -               0  0.00s  -                     -        -          !
+! 1 of 3 rows kept changing while they were read: see moved in -o json
+! 1 of 3 rows could not be read in full: see errors in -o json; the first is exe: gone
 `
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("table (-want +got):\n%s", diff)
+	}
+}
+
+// Columns can be asked for by what stands above them, whatever the format.
+func TestHeads(t *testing.T) {
+	opts := Options{Columns: []string{"RSS", "Pid", "name"}, Sort: "-rss", Heads: map[string]string{"name": "called"}}
+	if got := write(t, sample()[:1], opts); !strings.HasPrefix(got, " RSS  PID  CALLED\n5.0M   10  sshd\n") {
+		t.Errorf("table:\n%s", got)
+	}
+	opts.Columns, opts.Format = []string{"called", "CPU"}, CSV
+	if got := write(t, sample()[:1], opts); got != "name,cpu_seconds\nsshd,61\n" {
+		t.Errorf("csv:\n%s", got)
+	}
+	// A key keeps its unit where another has the name without it.
+	type ram struct {
+		Size  uint64 `json:"memory_bytes"`
+		Where string `json:"memory"`
+	}
+	if got := write(t, []ram{{4096, "file"}}, Options{}); got != "MEMORY_BYTES  MEMORY\n        4.0K  file\n" {
+		t.Errorf("table:\n%s", got)
+	}
+	if err := Check[row](Options{Columns: []string{"pid", "rss", "rss_bytes"}}); err == nil || !strings.Contains(err.Error(), "rss_bytes is named twice") {
+		t.Errorf("a column named twice: %v", err)
+	}
+}
+
+// What an object lacks is said below it.
+func TestObjectDoubts(t *testing.T) {
+	for i, want := range []string{"", "! this kept changing while it was read\n", "! exe: gone\n"} {
+		var b strings.Builder
+		if err := WriteObject(&b, sample()[i], Options{Default: []string{"pid"}}); err != nil {
+			t.Fatal(err)
+		}
+		if _, after, _ := strings.Cut(b.String(), "\n"); after != want {
+			t.Errorf("row %d: %q", i, after)
+		}
+	}
+}
+
+func TestCutMiddle(t *testing.T) {
+	for _, c := range []struct {
+		in   string
+		n    int
+		want string
+	}{
+		{"[::ffff:127.0.0.1]:7001", 18, "[::ffff:…0.1]:7001"},
+		{"short", 5, "short"}, {"shorts", 5, "sh…ts"}, {"shorts", 2, "s…"}, {"abc", 0, ""},
+		{"世界世界世界", 6, "世…界"}, {"e\u0301e\u0301e\u0301e\u0301", 3, "e\u0301…e\u0301"},
+	} {
+		if got := cutMiddle(c.in, c.n); got != c.want || width(got) > c.n {
+			t.Errorf("cutMiddle(%q, %d) = %q, not %q", c.in, c.n, got, c.want)
+		}
 	}
 }
 

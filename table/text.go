@@ -14,10 +14,11 @@ type textTable struct {
 	heads  []string
 	right  []bool // numbers are set flush right
 	wide   []bool
+	middle []bool // cells are cut in the middle
 	cells  [][]string
 	widths []int
 	marks  []bool // rows that moved or were not read in full
-	marked int
+	doubts doubts
 }
 
 const gap = "  "
@@ -26,10 +27,12 @@ const gap = "  "
 func writeText[T any](out *bufio.Writer, s *schema, cols []column, rows []T, opts Options) error {
 	t := &textTable{}
 	for _, c := range cols {
-		t.heads = append(t.heads, strings.ToUpper(c.key))
+		head := strings.ToUpper(s.head(c.key, opts))
+		t.heads = append(t.heads, head)
 		t.right = append(t.right, numeric(c.typ) && opts.Cells[c.key] == nil)
 		t.wide = append(t.wide, slices.Contains(opts.Wide, c.key))
-		t.widths = append(t.widths, len(c.key))
+		t.middle = append(t.middle, slices.Contains(opts.Middle, c.key))
+		t.widths = append(t.widths, width(head))
 	}
 	renders := make([]func(reflect.Value) string, len(cols))
 	for i, c := range cols {
@@ -46,11 +49,7 @@ func writeText[T any](out *bufio.Writer, s *schema, cols []column, rows []T, opt
 			}
 			t.widths[j] = max(t.widths[j], width(line[j]))
 		}
-		mark := s.doubtful(row)
-		if mark {
-			t.marked++
-		}
-		t.cells, t.marks = append(t.cells, line), append(t.marks, mark)
+		t.cells, t.marks = append(t.cells, line), append(t.marks, t.doubts.note(s, row))
 	}
 	t.fit(opts.Width)
 	t.write(out, opts.Color)
@@ -107,7 +106,7 @@ func plain(v reflect.Value) string {
 	}
 	switch x := v.Interface().(type) {
 	case time.Time:
-		return x.UTC().Format(time.DateTime)
+		return x.UTC().Format(time.DateTime + "Z")
 	case fmt.Stringer:
 		return x.String()
 	}
@@ -145,6 +144,7 @@ func numeric(t reflect.Type) bool {
 // Columns are not cut below these widths: shorter says nothing any more.
 const (
 	minWide   = 22
+	minTight  = 12
 	minNarrow = 6
 )
 
@@ -155,7 +155,7 @@ func (t *textTable) fit(limit int) {
 		return
 	}
 	total := len(gap) * (len(t.widths) - 1)
-	if t.marked > 0 {
+	if slices.Contains(t.marks, true) {
 		total += len(gap) + 1
 	}
 	for _, w := range t.widths {
@@ -177,6 +177,7 @@ func (t *textTable) fit(limit int) {
 		}
 	}
 	cutTo(minWide, func(i int) bool { return t.wide[i] })
+	cutTo(minTight, func(i int) bool { return t.wide[i] })
 	cutTo(minNarrow, func(i int) bool { return !t.right[i] })
 }
 
@@ -185,7 +186,11 @@ func (t *textTable) write(out *bufio.Writer, color bool) {
 	if color {
 		out.WriteString("\x1b[1m")
 	}
-	t.line(out, t.heads, false)
+	heads := slices.Clone(t.heads)
+	for i := range heads {
+		heads[i] = cut(heads[i], t.widths[i]) // a head is known by its beginning
+	}
+	t.line(out, heads, false)
 	if color {
 		out.WriteString("\x1b[0m")
 	}
@@ -194,10 +199,7 @@ func (t *textTable) write(out *bufio.Writer, color bool) {
 		t.line(out, cells, t.marks[i])
 		out.WriteByte('\n')
 	}
-	if t.marked > 0 {
-		fmt.Fprintf(out, "! %d of %d rows kept changing while they were read, or could not be read in full: see moved and errors in -o json\n",
-			t.marked, len(t.cells))
-	}
+	t.doubts.write(out, len(t.cells))
 }
 
 const spaces = "                                                                "
@@ -218,7 +220,11 @@ func (t *textTable) line(out *bufio.Writer, cells []string, mark bool) {
 		}
 		w := width(s)
 		if w > t.widths[i] {
-			s = cut(s, t.widths[i])
+			if t.middle[i] {
+				s = cutMiddle(s, t.widths[i])
+			} else {
+				s = cut(s, t.widths[i])
+			}
 			w = width(s)
 		}
 		if t.right[i] {

@@ -22,6 +22,7 @@ eventfds, memfds, files whose name is gone. PATH reads as the link in the machin
 		table: table.Options{
 			Default: []string{"pid", "comm", "fd", "type", "flags", "pos", "inode", "path"},
 			Wide:    []string{"path"},
+			Middle:  []string{"path"},
 			Cells: map[string]func(any) string{
 				"flags": func(row any) string {
 					if f := row.(*linux.File).Flags; f != nil {

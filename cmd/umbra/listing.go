@@ -24,8 +24,8 @@ type outputFlags struct {
 func (f *outputFlags) register(cmd *cobra.Command, keys []string) {
 	fs := cmd.Flags()
 	fs.StringVarP(&f.format, "output", "o", "table", "table, json or csv")
-	fs.StringSliceVar(&f.columns, "columns", nil, "keys to print, separated by commas: "+strings.Join(keys, ","))
-	fs.StringVar(&f.sort, "sort", "", "key to sort by; -KEY from the largest down")
+	fs.StringSliceVar(&f.columns, "columns", nil, "what to print, separated by commas: "+strings.Join(keys, ","))
+	fs.StringVar(&f.sort, "sort", "", "column to sort by; -COLUMN from the largest down")
 	must(cmd.RegisterFlagCompletionFunc("output",
 		cobra.FixedCompletions([]string{"table", "json", "csv"}, cobra.ShellCompDirectiveNoFileComp)))
 	must(cmd.RegisterFlagCompletionFunc("columns",

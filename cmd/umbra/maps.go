@@ -20,6 +20,7 @@ func mapsCommand(a *app) *cobra.Command {
 		table: table.Options{
 			Default: []string{"pid", "comm", "start", "end", "perms", "offset", "device", "inode", "path"},
 			Wide:    []string{"path"},
+			Middle:  []string{"path"},
 			Cells: map[string]func(any) string{
 				"offset": func(row any) string {
 					if o := row.(*linux.Mapping).Offset; o != nil {

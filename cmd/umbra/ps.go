@@ -26,11 +26,12 @@ from them, is the cross-check: a process that only one of them has is a finding.
 In a table [NAME] is a process without arguments, most often a kernel thread.`,
 		example: `  umbra ps web1
   umbra ps web1 --tree
-  umbra ps web1 --sort -rss_bytes --columns pid,comm,rss_bytes
+  umbra ps web1 --sort -rss --columns pid,comm,rss,exe
   umbra ps web1 --threads --pid 412 -o json`,
 		table: table.Options{
 			Default: []string{"pid", "ppid", "uid", "state", "threads", "start_time", "cpu_seconds", "rss_bytes", "args"},
 			Wide:    []string{"args", "exe", "cwd"},
+			Middle:  []string{"exe", "cwd"},
 			Cells: map[string]func(any) string{
 				"args":       func(row any) string { return command(row.(*linux.Task)) },
 				"start_time": func(row any) string { return shortTime(row.(*linux.Task).StartTime) },
@@ -87,10 +88,14 @@ func command(t *linux.Task) string {
 	return "[" + t.Comm + "]"
 }
 
-// shortTime renders a time of a process, which began days ago rather than years.
+// shortTime renders when a process began, in UTC; most often it was this year.
 func shortTime(t *time.Time) string {
 	if t == nil {
 		return "-"
 	}
-	return t.UTC().Format("01-02 15:04:05")
+	layout := "01-02 15:04:05Z"
+	if t.UTC().Year() != time.Now().UTC().Year() {
+		layout = time.DateTime + "Z"
+	}
+	return t.UTC().Format(layout)
 }

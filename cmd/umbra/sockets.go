@@ -23,7 +23,8 @@ unix, packet and netlink; listening, established, time-wait and half-open ones.`
 		example: "  umbra sockets web1\n  umbra sockets web1 --pid 412\n  umbra sockets web1 -o json",
 		table: table.Options{
 			Default: []string{"protocol", "state", "local_address", "remote_address", "uid", "inode", "netns", "processes"},
-			Wide:    []string{"local_address", "processes"},
+			Wide:    []string{"local_address", "remote_address", "processes"},
+			Middle:  []string{"local_address", "remote_address"},
 			Cells: map[string]func(any) string{
 				"local_address": func(row any) string {
 					s := row.(*linux.Socket)

@@ -19,7 +19,7 @@ func vmsCommand(a *app) *cobra.Command {
 		Short: "List the machines on this host",
 		Long: `vms lists the QEMU machines that run on this host and how each can be watched.
 
-MEMORY says where the machine's RAM can be read: from a file or memfd it shares,
+RAM is the machine's size, MEMORY says where it can be read: from a file or memfd it shares,
 or from the QEMU process itself. QMP says whether QEMU's monitor can be asked for
 registers; without it the kernel is found all the same, more slowly. PROBLEM says
 what stands in the way, such as a missing permission.`,
@@ -32,6 +32,7 @@ what stands in the way, such as a missing permission.`,
 		opts := out.apply(a, table.Options{
 			Default: []string{"name", "pid", "memory_bytes", "cpus", "accel", "memory", "qmp", "problem"},
 			Wide:    []string{"problem", "memory"},
+			Heads:   map[string]string{"memory_bytes": "ram"},
 		})
 		if err := table.Check[qemu.Machine](opts); err != nil {
 			return usagef(cmd, "%w", err)
