@@ -71,9 +71,21 @@ func compareMounts(t *testing.T, mounts []Mount, tree *lab.ProcTree) {
 	for pid := range byPID {
 		t.Errorf("a namespace of %d that the guest does not tell of", pid)
 	}
+	if outside := strings.Contains(propagation(mounts), "propagate_from:"); !outside && definite(t) {
+		t.Error("no mount has its master outside of its namespace")
+	}
 	if len(namespaces) < 2 {
 		t.Errorf("%d mount namespaces only", len(namespaces))
 	}
+}
+
+// propagation joins what all mounts say of it.
+func propagation(mounts []Mount) string {
+	var all []string
+	for _, m := range mounts {
+		all = append(all, m.Propagation...)
+	}
+	return strings.Join(all, " ")
 }
 
 func compareView(t *testing.T, pid int, mounts []Mount, info string) {

@@ -50,9 +50,26 @@ func mountNS() error {
 	mount("/mnt/shared", "/mnt/slave", "", unix.MS_BIND, "")
 	mount("", "/mnt/slave", "", unix.MS_SLAVE, "")
 	mount("below", "/mnt/shared/deep", "tmpfs", 0, "")
+	mount("/mnt/shared", "/mnt/passed", "", unix.MS_BIND, "")
+	mount("", "/mnt/passed", "", unix.MS_SLAVE, "")
+	mount("", "/mnt/passed", "", unix.MS_SHARED, "")
 	mount("cover", "/mnt/shared", "tmpfs", 0, "")
 	mount("work", "/mnt/overlay", "tmpfs", 0, "")
 	m.do("overlay", func() error { return overlay(m) })
+	m.do("inner", func() error {
+		p := roleProcess("mountslave")
+		p.attr.Cloneflags = unix.CLONE_NEWNS
+		_, err := spawn(p)
+		return err
+	})
+	return m.stay()
+}
+
+// mountSlave is a process in a copy of mountNS's namespace, where a mount has its
+// master outside, which is itself the slave of one that has a copy inside.
+func mountSlave() error {
+	m := newMaker()
+	m.do("slave", func() error { return unix.Mount("", "/mnt/passed", "", unix.MS_SLAVE, "") })
 	return m.stay()
 }
 

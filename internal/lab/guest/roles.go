@@ -36,6 +36,7 @@ func init() {
 		"manysockets": manySockets,
 		"netns":       netNS,
 		"mountns":     mountNS,
+		"mountslave":  mountSlave,
 		"otherns":     otherNS,
 		"cgroup":      inCgroup,
 		"cgroup1":     cgroup1,
