@@ -34,7 +34,7 @@ func TestCgroups(t *testing.T) {
 			}
 			compareCgroups(t, rows, want)
 			compareMembers(t, rows, tree)
-			if rounds := v.Snapshot().Stats().Rounds; batch && rounds > 30 {
+			if rounds := v.Snapshot().Stats().Rounds; batch && definite(t) && rounds > 30 { // one for each of a group's children at worst
 				t.Errorf("%d groups in %d rounds", len(rows), rounds)
 			}
 		}

@@ -70,8 +70,15 @@ const mostLines = 25
 // failures returns the output of what did not agree.
 func (r result) failures() string {
 	var b strings.Builder
+	seen := map[string]bool{}
 	section := func(title string, lines []string) {
 		fmt.Fprintf(&b, "--- %s\n", title)
+		all := strings.Join(lines, "\n")
+		if seen[all] && len(lines) > 0 { // a machine that does not boot fails every test alike
+			fmt.Fprintln(&b, "    the same again")
+			return
+		}
+		seen[all] = true
 		for _, l := range lines[:min(len(lines), mostLines)] {
 			fmt.Fprintf(&b, "    %s\n", l)
 		}
