@@ -31,10 +31,11 @@ type candidate struct {
 
 // finder looks for kernels in a source's memory.
 type finder struct {
-	ctx   context.Context
-	src   source.Source
-	snap  *mem.Snapshot
-	asked bool // the CPUs' registers were read
+	ctx    context.Context
+	src    source.Source
+	snap   *mem.Snapshot
+	asked  bool // the CPUs' registers were read
+	visits int  // table entries looked at
 }
 
 func newFinder(ctx context.Context, src source.Source) *finder {
@@ -87,6 +88,7 @@ func (im *image) mapped() (n uint64) {
 func (f *finder) candidate(method string, root mem.Phys, levels int) (candidate, error) {
 	sp := paging.New(f.snap, root, levels)
 	im, err := imageAt(f.ctx, f.src, sp)
+	f.visits += sp.Visits()
 	if err != nil {
 		return candidate{}, err
 	}
@@ -120,8 +122,10 @@ func distinct(cs []candidate) (out []candidate) {
 
 // Bounds of a search through all of RAM.
 const (
-	maxNotes      = 64  // VMCOREINFO notes followed
-	maxCandidates = 256 // page-table roots followed
+	maxRoots      = 1 << 16 // page-table roots looked at
+	maxNotes      = 64      // VMCOREINFO notes followed
+	maxCandidates = 256     // page-table roots that lead to an image
+	maxEntries    = 1 << 23 // looked at in tables that may lead to one
 	scanChunk     = 1 << 20
 )
 
@@ -219,7 +223,10 @@ func (f *finder) fromTables() (cs []candidate, err error) {
 				tried++
 			}
 		}
-		return tried < maxCandidates && len(seen) < 1<<16
+		return tried < maxCandidates && len(seen) < maxRoots && f.visits < maxEntries
 	})
+	if err == nil && len(cs) == 0 && (len(seen) == maxRoots || f.visits >= maxEntries) {
+		err = fmt.Errorf("search for page tables: too many look-alikes: %w", ErrTooLong)
+	}
 	return distinct(cs), err
 }

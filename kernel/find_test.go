@@ -2,10 +2,13 @@ package kernel
 
 import (
 	"context"
+	"encoding/binary"
+	"errors"
 	"slices"
 	"testing"
 
 	"github.com/umbravm/umbra/mem"
+	"github.com/umbravm/umbra/paging"
 	"github.com/umbravm/umbra/source"
 	"github.com/umbravm/umbra/source/replay"
 )
@@ -92,5 +95,89 @@ func TestRecordSearch(t *testing.T) {
 	again, err := Attach(context.Background(), s, Options{})
 	if err != nil || again.Banner() != k.Banner() || again.Slide() != k.Slide() {
 		t.Errorf("attach to the recording: %v", err)
+	}
+}
+
+// mirrors is RAM full of pages that each look like a page-table root, all leading to
+// tables that lead to themselves.
+type mirrors struct{ filtered }
+
+func (d *mirrors) ReadPhys(_ context.Context, reads []mem.Read) error {
+	for i := range reads {
+		r := &reads[i]
+		for at := 0; at < len(r.Buf); at += 8 {
+			a := r.Addr + mem.Phys(at)
+			entry := uint64(0x1063)
+			if a&(mem.PageSize-1) == mem.PageSize-8 && a.Page() != 0x1000 {
+				entry = uint64(a/mem.PageSize%1000)<<12 | uint64(a/mem.PageSize/1000)<<52 | 0x63
+			}
+			binary.LittleEndian.PutUint64(r.Buf[at:], entry)
+		}
+		r.N, r.Err = len(r.Buf), nil
+	}
+	return nil
+}
+
+// TestScanBounded looks for page tables where everything looks like some.
+func TestScanBounded(t *testing.T) {
+	f := newFinder(context.Background(), &mirrors{filtered{pages: 4000}})
+	cs, err := f.fromTables()
+	if len(cs) > 0 || !errors.Is(err, ErrTooLong) {
+		t.Errorf("%d candidates, %v", len(cs), err)
+	}
+	if f.visits > maxEntries+1<<21 {
+		t.Errorf("%d entries looked at", f.visits)
+	}
+}
+
+// large is a machine with more RAM than was recorded.
+type large struct{ *machine }
+
+func (l large) Info() source.Info {
+	info := l.machine.Info()
+	info.Layout = mem.Layout{{Start: 0, Size: 8 << 30}}
+	return info
+}
+
+// TestAheadBounded attaches to a kernel whose direct map is in small pages: views must
+// not begin with reading all of its tables.
+func TestAheadBounded(t *testing.T) {
+	m := record(t, "7.2")
+	k, err := Attach(context.Background(), m, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := k.Symbol("page_offset_base")
+	if err != nil {
+		t.Fatal(err)
+	}
+	word := make([]byte, 8)
+	if err := k.image.Read(a, word); err != nil {
+		t.Fatal(err)
+	}
+	base := binary.LittleEndian.Uint64(word)
+	table := k.root
+	for level := k.levels; level > 3; level-- {
+		slot := table + mem.Phys(base>>(12+9*(level-1))&511)*8
+		if _, err := mem.Gather(context.Background(), m, slot, word); err != nil {
+			t.Fatal(err)
+		}
+		table = mem.Phys(binary.LittleEndian.Uint64(word) & paging.CR3Addr)
+	}
+	const middle, small = mem.Phys(0x1000_0000), mem.Phys(0x2000_0000)
+	for gib := range mem.Phys(8) {
+		at := middle + gib*mem.PageSize
+		binary.LittleEndian.PutUint64(m.page(table)[(mem.Phys(base>>30&511)+gib)%512*8:], uint64(at)|0x63)
+		for i := range mem.Phys(512) {
+			binary.LittleEndian.PutUint64(m.page(at)[i*8:], uint64(small+(gib*512+i)*mem.PageSize)|0x63)
+		}
+	}
+	f := newFinder(context.Background(), large{m})
+	k.src = large{m}
+	if _, err := k.ownTables(f.snap); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(k.tables); n < maxAhead || n > maxAhead+8 || !slices.IsSorted(k.tables) {
+		t.Errorf("views begin with %d pages", n)
 	}
 }

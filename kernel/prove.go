@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/umbravm/umbra/btf"
@@ -130,11 +131,16 @@ func (k *Kernel) ownTables(snap *mem.Snapshot) (mem.Phys, error) {
 		return 0, err
 	}
 	k.tables = sp.Tables()
+	slices.Sort(k.tables)
 	return root, nil
 }
 
 // maxDirectSteps bounds the pages of the direct map looked at, of 2 MiB or 1 GiB each.
 const maxDirectSteps = 1 << 14
+
+// maxAhead bounds the tables that every view begins with: a direct map in small pages
+// has as many as the machine has times 2 MiB.
+const maxAhead = 512
 
 // directMap walks the tables through which the kernel sees all of RAM, in steps of
 // 2 MiB, so that views need not find them again one level at a time
@@ -153,7 +159,7 @@ func (k *Kernel) directMap(sp *paging.Space) error {
 	}
 	steps := 0
 	for _, e := range k.src.Info().Layout {
-		for p := e.Start; p < e.End() && steps < maxDirectSteps; steps++ {
+		for p := e.Start; p < e.End() && steps < maxDirectSteps && sp.NumTables() < maxAhead; steps++ {
 			_, size, err := sp.Walk(base + mem.Virt(p))
 			if err != nil || size < 2<<20 { // a hole, or split into small pages
 				size = 2 << 20

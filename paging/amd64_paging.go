@@ -37,6 +37,7 @@ type Space struct {
 	tlb    []tlbEntry
 	tables map[mem.Phys]struct{}
 	known  []Mapping
+	visits int
 }
 
 type tlbEntry struct {
@@ -83,6 +84,9 @@ func (sp *Space) Tables() []mem.Phys {
 	}
 	return out
 }
+
+// NumTables returns how many tables Tables returns.
+func (sp *Space) NumTables() int { return len(sp.tables) }
 
 // Canonical tells whether a can be an address at all with this depth of tables.
 func (sp *Space) Canonical(a mem.Virt) bool {
@@ -237,6 +241,7 @@ const maxVisits = 1 << 20
 // ascending, until f returns false. A table that cannot be read ends it with an error.
 func (sp *Space) Mappings(lo, hi mem.Virt, f func(Mapping) bool) error {
 	m := mapper{sp: sp, lo: lo, hi: hi, f: f}
+	defer func() { sp.visits += m.visits }()
 	if err := m.table(sp.root, sp.levels, 0, true); err != nil {
 		return err
 	}
@@ -245,6 +250,9 @@ func (sp *Space) Mappings(lo, hi mem.Virt, f func(Mapping) bool) error {
 	}
 	return nil
 }
+
+// Visits returns how many table entries Mappings looked at: what it cost.
+func (sp *Space) Visits() int { return sp.visits }
 
 type mapper struct {
 	sp     *Space
