@@ -109,6 +109,12 @@ func (a *apt) depends(ctx context.Context, name string) ([]string, error) {
 	return names, nil
 }
 
+// has tells whether the index holds a package, and not only others that name it.
+func (a *apt) has(ctx context.Context, name string) bool {
+	out, err := a.run(ctx, a.dir, "apt-cache", "show", "--no-all-versions", name)
+	return err == nil && len(out) > 0
+}
+
 // unpack downloads packages and unpacks their files into dir.
 func (a *apt) unpack(ctx context.Context, dir string, packages []string) error {
 	debs := filepath.Join(a.dir, "debs")

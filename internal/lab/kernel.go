@@ -148,6 +148,11 @@ func fetchInto(ctx context.Context, dir, flavour, image string, from [][2]string
 	if err := a.unpack(ctx, root, packages); err != nil {
 		return err
 	}
+	if len(packages) == 1 && strings.HasPrefix(packages[0], "linux-binary-") {
+		if err := os.MkdirAll(filepath.Join(root, "lib/modules", release, "kernel"), 0o755); err != nil {
+			return err
+		}
+	}
 	return keep(ctx, root, dir, release)
 }
 
@@ -167,7 +172,7 @@ func (a *apt) newestImage(ctx context.Context, flavour string) (string, error) {
 
 // kernelPackages returns an image package's release and the packages that hold
 // the image and the modules. From 6.19 on Debian's linux-image-RELEASE is empty
-// and depends on linux-binary- and linux-modules-.
+// and depends on linux-binary- and linux-modules-; the latter can be missing.
 func (a *apt) kernelPackages(ctx context.Context, image string) (string, []string, error) {
 	release := strings.TrimPrefix(image, "linux-image-")
 	deps, err := a.depends(ctx, image)
@@ -176,8 +181,14 @@ func (a *apt) kernelPackages(ctx context.Context, image string) (string, []strin
 	}
 	var split []string
 	for _, d := range deps {
-		if strings.HasPrefix(d, "linux-binary-") || strings.HasPrefix(d, "linux-modules-") {
+		switch {
+		case strings.HasPrefix(d, "linux-binary-"):
 			split = append(split, d)
+		case strings.HasPrefix(d, "linux-modules-"):
+			// A suite can keep an older release's image and not its modules.
+			if a.has(ctx, d) {
+				split = append(split, d)
+			}
 		}
 	}
 	if len(split) > 0 {

@@ -37,6 +37,9 @@ func machines() []string {
 		"trixie-backports:6.16.3+deb13/mem=384",
 		"trixie-backports:6.17.13+deb13/mem=384",
 		"trixie-backports:6.18.15+deb13/mem=384",
+		"trixie-backports:6.19.14+deb13/root=debian/mem=1024", // whose modules are not published any more
+		"trixie-backports:7.0.13+deb13/root=debian/mem=1024",
+		"trixie-backports:7.1.13+deb13/root=debian/mem=1024",
 		"trixie-backports:7.2.6+deb13/mem=384",
 		"experimental/mem=384")
 }
