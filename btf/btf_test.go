@@ -191,6 +191,13 @@ func TestBind(t *testing.T) {
 	if !errors.Is(err, ErrNoField) || !strings.Contains(err.Error(), "outer.a or outer.b, nosuch") {
 		t.Errorf("%v", err)
 	}
+	var optional struct {
+		A Field `btf:"s.m ?"`
+	}
+	malformed := mustParse(t, raw(1, kindStruct<<24|1, 8, 3, 1, 0))
+	if err := Bind(malformed, &optional); !errors.Is(err, ErrFormat) {
+		t.Errorf("an optional field of a malformed struct: %v", err)
+	}
 }
 
 // rebuilt returns data with a header of other bytes and its sections elsewhere.

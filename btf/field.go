@@ -1,6 +1,7 @@
 package btf
 
 import (
+	"errors"
 	"fmt"
 	"reflect"
 	"strings"
@@ -39,7 +40,11 @@ func (t *Types) Field(path string) (Field, error) {
 	}
 	var bits, width uint32
 	for _, name := range parts[1:] {
-		m, off, ok := Member(typ, name)
+		left := maxSearched
+		m, off, ok := member(typ, name, maxAnonymous, &left)
+		if left < 0 {
+			return Field{}, fmt.Errorf("field %q: %w: more than %d members to look at", path, ErrFormat, maxSearched)
+		}
 		if !ok {
 			return Field{}, fmt.Errorf("field %q: %w", path, ErrNoField)
 		}
@@ -128,7 +133,8 @@ type Binder interface {
 //	State btf.Field `btf:"task_struct.__state task_struct.state"`
 //
 // A tag that ends in " ?" is optional: what no alternative finds stays the zero
-// Field. Anything else not found is an error that names all of it.
+// Field. Anything else not found is an error that names all of it. Types that are
+// malformed, or cannot be read, are an error: they do not mean that a field is missing.
 func Bind(t Binder, layout any) error {
 	v := reflect.ValueOf(layout).Elem()
 	var missing []string
@@ -149,6 +155,9 @@ func Bind(t Binder, layout any) error {
 			if err == nil {
 				*f, found = got, true
 				break
+			}
+			if !errors.Is(err, ErrNoField) && !errors.Is(err, ErrNoType) {
+				return err
 			}
 		}
 		if !found && !optional {

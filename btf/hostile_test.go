@@ -96,6 +96,10 @@ func TestWide(t *testing.T) {
 	if m, _, ok := Member(top, "nosuch"); ok {
 		t.Errorf("%v", m)
 	}
+	holder := append(words, 3, kindTypedef<<24, uint32(len(b.at)))
+	if f, err := mustParse(t, raw(holder...)).Field("m.nosuch"); !errors.Is(err, ErrFormat) {
+		t.Errorf("%+v, %v", f, err)
+	}
 	if err := mustParse(t, data).Print(&bytes.Buffer{}, "s"); err != nil && !errors.Is(err, ErrFormat) {
 		t.Errorf("%v", err)
 	}

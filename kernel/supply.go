@@ -39,7 +39,7 @@ func (s Supply) Fill(opts *Options) error {
 	}
 	if s.SystemMap != "" {
 		if opts.Symbols, err = readSystemMap(s.SystemMap); err != nil {
-			return fmt.Errorf("System.map: %w", err)
+			return fmt.Errorf("symbol map: %w", err)
 		}
 	}
 	return nil

@@ -37,7 +37,9 @@ func (l *lazyTypes) parse() (*btf.Types, error) {
 			err = fmt.Errorf("BTF at %v: %w", l.start, errTypesChanged)
 		}
 		if err == nil {
-			l.types, err = btf.Parse(blob)
+			if l.types, err = btf.Parse(blob); err != nil {
+				err = missingTypes(err)
+			}
 		}
 		l.err, l.load = err, nil
 	}
@@ -62,8 +64,15 @@ func (l *lazyTypes) Field(path string) (btf.Field, error) {
 		return btf.Field{}, err
 	}
 	f, err := types.Field(path)
-	l.memo.add(path, f)
+	// That types are malformed is not that they lack a field.
+	if err == nil || errors.Is(err, btf.ErrNoField) || errors.Is(err, btf.ErrNoType) {
+		l.memo.add(path, f)
+	}
 	return f, err
+}
+
+func missingTypes(err error) error {
+	return &MissingError{What: "BTF", Flag: "--btf FILE or --vmlinux FILE", Err: err}
 }
 
 // loadTypes finds the running kernel's BTF by its own symbols (the section is laid
@@ -72,30 +81,27 @@ func (k *Kernel) loadTypes(opts Options) (*lazyTypes, error) {
 	if opts.Types != nil {
 		return &lazyTypes{types: opts.Types}, nil
 	}
-	missing := func(err error) error {
-		return &MissingError{What: "BTF", Flag: "--btf FILE or --vmlinux FILE", Err: err}
-	}
 	start, err := k.Symbol("__start_BTF")
 	if err != nil {
-		return nil, missing(err)
+		return nil, missingTypes(err)
 	}
 	stop, err := k.Symbol("__stop_BTF")
 	if err != nil {
-		return nil, missing(err)
+		return nil, missingTypes(err)
 	}
 	if stop < start || stop-start > btf.MaxSize {
-		return nil, missing(fmt.Errorf("__start_BTF %v, __stop_BTF %v: %w", start, stop, btf.ErrFormat))
+		return nil, missingTypes(fmt.Errorf("__start_BTF %v, __stop_BTF %v: %w", start, stop, btf.ErrFormat))
 	}
 	read := func() ([]byte, error) {
 		blob := make([]byte, stop-start)
 		if err := k.image.Read(start, blob); err != nil {
-			return nil, missing(err)
+			return nil, missingTypes(err)
 		}
 		return blob, nil
 	}
 	digest, err := k.digest(start, uint64(stop-start))
 	if err != nil {
-		return nil, missing(err)
+		return nil, missingTypes(err)
 	}
 	m := opts.Cache.open(digest)
 	k.attach.Cached = m != nil && m.hit
