@@ -29,7 +29,7 @@ func writeText[T any](out *bufio.Writer, s *schema, cols []column, rows []T, opt
 	for _, c := range cols {
 		head := strings.ToUpper(s.head(c.key, opts))
 		t.heads = append(t.heads, head)
-		t.right = append(t.right, numeric(c.typ) && opts.Cells[c.key] == nil)
+		t.right = append(t.right, numeric(c.typ))
 		t.wide = append(t.wide, slices.Contains(opts.Wide, c.key))
 		t.middle = append(t.middle, slices.Contains(opts.Middle, c.key))
 		t.widths = append(t.widths, width(head))

@@ -166,7 +166,11 @@ func (a *app) writeDump(ctx context.Context, path string, src source.Source, f d
 
 // reportDump says what was written, and what was not.
 func (a *app) reportDump(path string, f dump.Format, r dump.Report) error {
-	a.notef("umbra: %s written: %s, the rest of it zeros", table.Safe(path), table.Size(float64(r.Stored)))
+	var size uint64
+	for _, e := range r.Layout {
+		size += e.Size
+	}
+	a.notef("umbra: %s written: %s of memory, %s without the zeros", table.Safe(path), table.Size(float64(size)), table.Size(float64(r.Stored)))
 	if f == dump.Raw {
 		a.notef("umbra: a raw file does not say what it is: read it with --layout %s", dump.FormatLayout(r.Layout))
 	}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/umbravm/umbra/kernel"
+	"github.com/umbravm/umbra/source/dump"
 	"github.com/umbravm/umbra/table"
 )
 
@@ -69,11 +71,24 @@ func (a *app) fail(ctx context.Context, err error) int {
 		status = exitUsage // cobra has no type for it
 	}
 	a.notef("umbra: %s", lines(err))
-	var hinter interface{ HintLine() string }
-	if errors.As(err, &hinter) && hinter.HintLine() != "" {
-		a.notef("hint: %s", table.Safe(hinter.HintLine()))
+	if hint := hintFor(err); hint != "" {
+		a.notef("hint: %s", table.Safe(hint))
 	}
 	return status
+}
+
+// hintFor returns a way out of err, "" when none is known.
+func hintFor(err error) string {
+	var hinter interface{ HintLine() string }
+	switch {
+	case errors.As(err, &hinter):
+		return hinter.HintLine()
+	case errors.Is(err, kernel.ErrNoKernel):
+		return "the machine may still be booting, or run something else than Linux on x86-64"
+	case errors.Is(err, dump.ErrFormat):
+		return "raw memory is read with --layout START-END"
+	}
+	return ""
 }
 
 // lines renders an error; joined ones stand on lines of their own.

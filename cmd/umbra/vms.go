@@ -32,7 +32,15 @@ what stands in the way, such as a missing permission.`,
 		opts := out.apply(a, table.Options{
 			Default: []string{"name", "pid", "memory_bytes", "cpus", "accel", "memory", "qmp", "problem"},
 			Wide:    []string{"problem", "memory"},
-			Heads:   map[string]string{"memory_bytes": "ram"},
+			Cells: map[string]func(any) string{
+				"cpus": func(row any) string { // 0 is a number nobody told
+					if n := row.(*qemu.Machine).CPUs; n > 0 {
+						return strconv.Itoa(n)
+					}
+					return "-"
+				},
+			},
+			Heads: map[string]string{"memory_bytes": "ram"},
 		})
 		if err := table.Check[qemu.Machine](opts); err != nil {
 			return usagef(cmd, "%w", err)
