@@ -46,9 +46,9 @@ man: ## manual pages and shell completion, in bin
 	go run ./cmd/umbra completion zsh >bin/_umbra
 	go run ./cmd/umbra completion fish >bin/umbra.fish
 
-docs: ## docs/commands from the program's own help
+docs: build ## docs/commands from the program's own help
 	rm -rf docs/commands
-	go run ./cmd/umbra man --markdown docs/commands
+	bin/umbra man --markdown docs/commands
 
 readme-transcript: ## refresh the transcript in README.md from a real machine
 	@scripts/readme-transcript.sh

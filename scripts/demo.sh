@@ -45,11 +45,11 @@ say "demo: building umbra"
 CGO_ENABLED=0 go build -trimpath -o bin/umbra ./cmd/umbra
 CGO_ENABLED=0 go build -trimpath -o bin/labctl ./internal/lab/labctl
 
-say "demo: booting a machine with Debian's $kernel kernel; the first time it is fetched from Debian's archive"
+say "demo: booting a machine with Debian's $kernel kernel"
 bin/labctl boot -kernel "$kernel" -mem "${DEMO_MEMORY:-384}" -name "$name" >"$work/boot" 2>&1 &
 keeper=$!
 waited=0
-until grep -q '^accel ' "$work/boot"; do
+until grep -qs '^accel ' "$work/boot"; do
 	if ! kill -0 "$keeper" 2>/dev/null; then
 		cat "$work/boot" >&2
 		say "demo: the machine did not boot" >&2
@@ -66,7 +66,7 @@ say "demo: it runs ($(sed -n 's/^kernel //p; s/^accel //p' "$work/boot" | paste 
 
 run vms
 run info "$name"
-run ps "$name" --sort -rss_bytes
+run ps "$name" --sort -rss
 run sockets "$name"
 
 say

@@ -22,8 +22,9 @@ if ! command -v go >/dev/null 2>&1; then
 	echo "setup: Go is missing: install Go 1.26 or later from https://go.dev/dl" >&2
 	exit 1
 fi
+echo "setup: the machines run Debian's kernels, which are fetched from its archive when first used and kept in ${UMBRA_LAB_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/umbra/lab}"
 if [ -z "$missing" ]; then
-	echo "setup: all programs that the virtual machines and tests need are installed"
+	echo "setup: qemu, xz and readelf, which the virtual machines and tests need, are installed"
 	exit 0
 fi
 
