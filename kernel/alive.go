@@ -15,6 +15,9 @@ import (
 // stopped its tick wakes at least that often.
 const clockWait = 5 * time.Second
 
+// clockGlance is how long a busy kernel's clock takes to move, and more.
+const clockGlance = 50 * time.Millisecond
+
 // clockStep is how long to wait before a clock is read again.
 const clockStep = 5 * time.Millisecond
 
@@ -35,7 +38,11 @@ func (f *finder) alive(ks []*Kernel) (*Kernel, error) {
 		}
 		return nil, fmt.Errorf("%d kernels lie in this memory and nothing tells which one ran: %s", len(ks), places(ks))
 	}
-	k, err := moving(f.ctx, ks)
+	k, err := moving(f.ctx, ks, clockGlance)
+	paused := errors.Is(err, errStill) && f.paused()
+	if errors.Is(err, errStill) && !paused {
+		k, err = moving(f.ctx, ks, clockWait)
+	}
 	switch {
 	case err == nil && len(ks) > 1:
 		k.attach.Findings = append(k.attach.Findings, Finding{"memory",
@@ -46,29 +53,39 @@ func (f *finder) alive(ks []*Kernel) (*Kernel, error) {
 	case !errors.Is(err, errStill):
 		return nil, err
 	case len(ks) > 1:
-		return nil, fmt.Errorf("%d kernels lie in this memory and no clock of theirs moved in %v: %s", len(ks), clockWait, places(ks))
+		return nil, fmt.Errorf("%d kernels lie in this memory and no clock of theirs moved: %s", len(ks), places(ks))
 	case f.asked:
+		f.dead = append(f.dead, ks[0].root)
 		return nil, fmt.Errorf("image at %v: no CPU runs on it and %w: it is what an earlier boot left", ks[0].image.base, err)
 	}
-	ks[0].attach.Findings = append(ks[0].attach.Findings, Finding{"memory", f.still()})
+	ks[0].attach.Findings = append(ks[0].attach.Findings, Finding{"memory", still(paused)})
 	return ks[0], nil
+}
+
+// paused tells whether the source is known to stand still: it is asked before a long
+// wait, since the one who waits may have paused it.
+func (f *finder) paused() bool {
+	p, ok := f.src.(source.Pauser)
+	if !ok {
+		return false
+	}
+	paused, err := p.Paused(f.ctx)
+	return err == nil && paused
 }
 
 // still says what is not known of a kernel whose clock did not move, of a machine
 // whose CPUs cannot be asked.
-func (f *finder) still() string {
-	if p, ok := f.src.(source.Pauser); ok {
-		if paused, err := p.Paused(f.ctx); err == nil && paused {
-			return "the machine is paused: that this kernel is not what an earlier boot left cannot be shown"
-		}
+func still(paused bool) string {
+	if paused {
+		return "the machine is paused: that this kernel is not what an earlier boot left cannot be shown"
 	}
 	return fmt.Sprintf("this kernel's clock did not move in %v: the machine is paused, or this is what an earlier boot left", clockWait)
 }
 
-// moving returns the first kernel whose clock is seen to move, or errStill.
-func moving(ctx context.Context, ks []*Kernel) (*Kernel, error) {
+// moving returns the first kernel whose clock is seen to move within wait, or errStill.
+func moving(ctx context.Context, ks []*Kernel, wait time.Duration) (*Kernel, error) {
 	before := make([]uint64, len(ks))
-	for end := time.Now().Add(clockWait); time.Now().Before(end); {
+	for end := time.Now().Add(wait); time.Now().Before(end); {
 		for i, k := range ks {
 			now, err := k.clock()
 			if err != nil {

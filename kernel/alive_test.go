@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/umbravm/umbra/mem"
 	"github.com/umbravm/umbra/source"
@@ -19,6 +20,13 @@ type machine struct {
 	regs  []source.Registers
 	pages map[mem.Phys][]byte // in place of, or besides, what was recorded
 	read  func()              // before each read
+	still bool                // it is paused
+}
+
+func (m *machine) Paused(context.Context) (bool, error) { return m.still, nil }
+
+func (m *machine) Pause(context.Context) (func() (time.Duration, error), error) {
+	return nil, errors.New("not in this test")
 }
 
 func record(t *testing.T, version string) *machine {
@@ -134,13 +142,16 @@ func TestRemains(t *testing.T) {
 		name    string
 		regs    []source.Registers
 		ticks   bool
+		paused  bool
 		err     bool
 		finding string
 	}{
-		{"firmware runs, the clock stands", firmware, false, true, ""},
-		{"firmware runs just now, the clock moves", firmware, true, false, ""},
-		{"no registers, the clock stands", nil, false, false, "clock did not move"},
-		{"no registers, the clock moves", nil, true, false, ""},
+		{"firmware runs, the clock stands", firmware, false, false, true, ""},
+		{"firmware runs just now, the clock moves", firmware, true, false, false, ""},
+		{"no registers, the clock stands", nil, false, false, false, "clock did not move"},
+		{"no registers, paused", nil, false, true, false, "is paused: "},
+		{"firmware runs, paused", firmware, false, true, true, ""},
+		{"no registers, the clock moves", nil, true, false, false, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -153,7 +164,7 @@ func TestRemains(t *testing.T) {
 			if c.ticks {
 				m.tick(t, k)
 			}
-			m.regs = c.regs
+			m.regs, m.still = c.regs, c.paused
 			k, err = Attach(context.Background(), m, Options{})
 			if c.err {
 				if !errors.Is(err, ErrNoKernel) || !errors.Is(err, errStill) || k != nil {

@@ -87,7 +87,7 @@ func (k *Kernel) Check(ctx context.Context) error {
 	if doubt == nil {
 		return nil
 	}
-	if _, err := moving(ctx, []*Kernel{k}); !errors.Is(err, errStill) {
+	if _, err := moving(ctx, []*Kernel{k}, clockWait); !errors.Is(err, errStill) {
 		return err
 	}
 	return fmt.Errorf("%w: %w, and %w", ErrRebooted, doubt, errStill)

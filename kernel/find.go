@@ -34,8 +34,9 @@ type finder struct {
 	ctx    context.Context
 	src    source.Source
 	snap   *mem.Snapshot
-	asked  bool // the CPUs' registers were read
-	visits int  // table entries looked at
+	asked  bool       // the CPUs' registers were read
+	visits int        // table entries looked at
+	dead   []mem.Phys // page tables of kernels seen not to run
 }
 
 func newFinder(ctx context.Context, src source.Source) *finder {

@@ -121,7 +121,7 @@ func (f *finder) choose(cs []candidate, opts Options) (*Kernel, error) {
 			errs = append(errs, fmt.Errorf("image at %v, page tables at %v: %w", c.image.base, c.root, err))
 			continue
 		}
-		if !slices.ContainsFunc(proven, func(o *Kernel) bool { return o.root == k.root }) {
+		if !slices.Contains(f.dead, k.root) && !slices.ContainsFunc(proven, func(o *Kernel) bool { return o.root == k.root }) {
 			proven = append(proven, k)
 		}
 	}
