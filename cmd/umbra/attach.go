@@ -149,8 +149,12 @@ func (a *app) printStats(m *umbra.Machine, v *kernel.View, took time.Duration) {
 	a.notef("umbra: %s:%s through %s", info.Kind, table.Safe(info.Name), table.Safe(info.Detail))
 	a.notef("umbra: attached by %s in %.1f ms, %s of memory read, %s",
 		at.Method, float64(at.Duration.Microseconds())/1000, table.Size(float64(at.Read)), types)
-	a.notef("umbra: answer from %d pages in %d rounds, %.1f ms, read %s to %s",
-		st.Pages, st.Rounds, float64(took.Microseconds())/1000, clock(st.Begun), clock(st.Ended))
+	rounds := "rounds"
+	if info.Local {
+		rounds = "reads" // nothing is gained by putting them together
+	}
+	a.notef("umbra: answer from %d pages in %d %s, %.1f ms, read %s to %s",
+		st.Pages, st.Rounds, rounds, float64(took.Microseconds())/1000, clock(st.Begun), clock(st.Ended))
 	a.notef("umbra: %d pages changed, %d objects were read again, %d kept moving", st.Changed, st.Retried, st.Moved)
 }
 

@@ -246,6 +246,11 @@ func TestTree(t *testing.T) {
 	if out.String() != want {
 		t.Errorf("got\n%swant\n%s", out.String(), want)
 	}
+	out.Reset()
+	moved := []linux.Task{{PID: 1, TID: 1, Comm: "a long name that is cut", Moved: true}, {PID: 2, TID: 2, Comm: "b"}}
+	if err := writeTree(&out, moved, 20); err != nil || !strings.HasPrefix(out.String(), "      1  [a long…  !\n      2  [b]\n! 1 of 2 kept changing") {
+		t.Errorf("a task that moved: %v\n%s", err, &out)
+	}
 	deep := make([]linux.Task, 100000)
 	for i := range deep {
 		deep[i] = linux.Task{PID: i + 1, TID: i + 1, PPID: i, Comm: "x"}
@@ -280,6 +285,12 @@ func TestNoSuchProcess(t *testing.T) {
 	}
 	if out := run0(t, "maps", g.Name(), "--pid", "2", "-o", "json"); string(out) != "[]\n" {
 		t.Errorf("maps of a kernel thread: %s", out)
+	}
+	// One process reads as it does among all.
+	_, all, _ := strings.Cut(string(run0(t, "ps", g.Name(), "-o", "csv")), "\n1,1,")
+	init, _, _ := strings.Cut(all, "\n")
+	if one := run0(t, "ps", g.Name(), "-o", "csv", "--pid", "1"); !strings.HasSuffix(string(one), "\n1,1,"+init+"\n") {
+		t.Errorf("ps --pid 1: %swant 1,1,%s", one, init)
 	}
 	var rows []linux.Task
 	if err := json.Unmarshal(run0(t, "ps", g.Name(), "--threads", "--pid", "1", "-o", "json"), &rows); err != nil {

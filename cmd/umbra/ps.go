@@ -62,11 +62,11 @@ In a table [NAME] is a process without arguments, most often a kernel thread.`,
 	})
 }
 
-// readTasks lists tasks; with threads asked for, those of a process too: linux.Tasks
-// takes PID for the one task that has this id.
+// readTasks lists tasks. For one process all are read: linux.Tasks takes PID for the
+// one task that has this id, without the threads that its CPU time is the sum of.
 func readTasks(v *kernel.View, opts linux.TaskOptions) ([]linux.Task, error) {
 	pid := opts.PID
-	if opts.Threads {
+	if opts.Threads || !opts.Brief {
 		opts.PID = 0
 	}
 	tasks, err := linux.Tasks(v, opts)

@@ -39,8 +39,21 @@ func writeTree(w io.Writer, tasks []linux.Task, width int) error {
 	for i := range tasks {
 		t.print(i, "", "", 0) // circles: whatever no root leads to
 	}
+	doubtful := 0
+	for i := range tasks {
+		if marked(&tasks[i]) {
+			doubtful++
+		}
+	}
+	if doubtful > 0 {
+		fmt.Fprintf(t.out, "! %d of %d kept changing while they were read, or could not be read in full: see moved and errors in -o json\n",
+			doubtful, len(tasks))
+	}
 	return t.out.Flush()
 }
+
+// marked tells whether a task was not read in full.
+func marked(t *linux.Task) bool { return t.Moved || len(t.Errors) > 0 }
 
 type tree struct {
 	out      *bufio.Writer
@@ -57,8 +70,12 @@ func (t *tree) print(i int, first, rest string, depth int) {
 	}
 	t.done[i] = true
 	task := t.tasks[i]
-	line := fmt.Sprintf("%7d  %s%s", task.TID, first, title(task))
-	t.out.WriteString(table.Cut(line, t.width))
+	line, mark := fmt.Sprintf("%7d  %s%s", task.TID, first, table.Safe(command(&task))), ""
+	if marked(&task) {
+		mark = "  !"
+	}
+	// The mark is not cut off.
+	t.out.WriteString(table.Cut(line, max(0, t.width-len(mark))) + mark)
 	t.out.WriteByte('\n')
 	kids := slices.DeleteFunc(slices.Clone(t.children[task.TID]), func(k int) bool { return t.done[k] })
 	if depth < maxTreeDepth {
@@ -75,13 +92,4 @@ func (t *tree) print(i int, first, rest string, depth int) {
 	for _, k := range kids {
 		t.print(k, rest, rest, depth)
 	}
-}
-
-// title is what people know a task by, marked when it was not read in full.
-func title(task linux.Task) string {
-	s := table.Safe(command(&task))
-	if task.Moved || len(task.Errors) > 0 {
-		s += "  !"
-	}
-	return s
 }
