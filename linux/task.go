@@ -52,6 +52,9 @@ type taskLayout struct {
 	UpidNr     btf.Field `btf:"upid.nr"`
 	PIDLinks   btf.Field `btf:"task_struct.pid_links"`
 	Tasks      btf.Field `btf:"task_struct.tasks"`
+	ThreadPID  btf.Field `btf:"task_struct.thread_pid"`
+	ThreadNode btf.Field `btf:"task_struct.thread_node"`
+	ThreadHead btf.Field `btf:"signal_struct.thread_head"`
 
 	TID        btf.Field `btf:"task_struct.pid"`
 	TGID       btf.Field `btf:"task_struct.tgid"`
@@ -98,7 +101,7 @@ const (
 type TaskOptions struct {
 	Threads bool // list threads, not only processes
 	Brief   bool // leave out exe, cwd, args, sizes, threads and CPU time
-	PID     int  // only this process; 0 means all
+	PID     int  // only this process, with its threads; 0 means all
 }
 
 // Tasks lists the machine's processes by ascending pid. They come from the first
@@ -118,14 +121,17 @@ func listTasks(v *kernel.View, opts TaskOptions) ([]Task, error) {
 	if err != nil {
 		return nil, err
 	}
-	if opts.PID == 0 {
-		more, err := r.crossCheck(rows)
-		if err != nil {
-			return nil, err
-		}
-		rows = append(rows, more...)
+	var more []taskRow
+	switch {
+	case opts.PID == 0:
+		more, err = r.crossCheck(rows)
+	case opts.Threads || !opts.Brief:
+		more, err = r.otherThreads(rows)
 	}
-	return r.finish(rows), nil
+	if err != nil {
+		return nil, err
+	}
+	return r.finish(append(rows, more...)), nil
 }
 
 // taskRow is a task while it is being read.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	pathpkg "path"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -235,4 +236,39 @@ func compareMemory(t *testing.T, task Task, tree *lab.ProcTree, vsize, rssPages 
 		same("vsize", *task.VSize, vsize)
 		same("rss", *task.RSS, rssPages*mem.PageSize)
 	}
+}
+
+// TestOneProcess lists processes one at a time: each must be as in the list of all,
+// with the CPU time of its threads.
+func TestOneProcess(t *testing.T) {
+	onEachKernel(t, func(t *testing.T, g *lab.Guest) {
+		k := attach(t, g)
+		ask(t, g, "1", "stat")
+		all, err := Tasks(view(t, k, mem.Options{}), TaskOptions{Threads: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole, err := Tasks(view(t, k, mem.Options{}), TaskOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		threaded := 0
+		for _, want := range whole {
+			got, err := Tasks(view(t, k, mem.Options{}), TaskOptions{PID: want.PID})
+			if err != nil || len(got) != 1 || !reflect.DeepEqual(got[0], want) {
+				t.Errorf("pid %d alone: %+v, %v; among all: %+v", want.PID, got, err, want)
+			}
+			threads, err := Tasks(view(t, k, mem.Options{}), TaskOptions{PID: want.PID, Threads: true})
+			among := slices.DeleteFunc(slices.Clone(all), func(x Task) bool { return x.PID != want.PID })
+			if err != nil || !reflect.DeepEqual(threads, among) {
+				t.Errorf("pid %d: %d threads alone, %d among all, %v", want.PID, len(threads), len(among), err)
+			}
+			if len(threads) > 1 {
+				threaded++
+			}
+		}
+		if threaded < 5 {
+			t.Errorf("only %d processes have threads", threaded)
+		}
+	})
 }

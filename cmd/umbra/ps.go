@@ -52,7 +52,7 @@ In a table [NAME] is a process without arguments, most often a kernel thread.`,
 			cmd.Flags().BoolVar(&tree, "tree", false, "show who started whom; for people")
 			cmd.Flags().BoolVar(&opts.Brief, "brief", false, "leave out arguments, paths and memory sizes: fewer pages are read")
 		},
-		read: func(v *kernel.View) ([]linux.Task, error) { return readTasks(v, opts) },
+		read: func(v *kernel.View) ([]linux.Task, error) { return linux.Tasks(v, opts) },
 		show: func(a *app, rows []linux.Task, o table.Options) (bool, error) {
 			if tree {
 				return true, writeTree(a.stdout, rows, o.Width)
@@ -60,20 +60,6 @@ In a table [NAME] is a process without arguments, most often a kernel thread.`,
 			return false, nil
 		},
 	})
-}
-
-// readTasks lists tasks. For one process all are read: linux.Tasks takes PID for the
-// one task that has this id, without the threads that its CPU time is the sum of.
-func readTasks(v *kernel.View, opts linux.TaskOptions) ([]linux.Task, error) {
-	pid := opts.PID
-	if opts.Threads || !opts.Brief {
-		opts.PID = 0
-	}
-	tasks, err := linux.Tasks(v, opts)
-	if pid != 0 {
-		tasks = slices.DeleteFunc(tasks, func(t linux.Task) bool { return t.PID != pid })
-	}
-	return tasks, err
 }
 
 // command is a task's arguments, or [its name] when it has none.
