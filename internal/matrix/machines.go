@@ -22,6 +22,7 @@ func machines() []string {
 		"6.12/rt-amd64/mem=384/smp=4",
 		"6.1/mem=5120/qmp",
 		"6.1/mem=384/append=pti=on/cpu=max,pcid=off",
+		"7.2/mem=384/append=pti=on",
 		"6.12/mem=384/ram=memfd",
 		"7.2/mem=512/numa=2/smp=2",
 		"7.2/mem=512/numa=2/smp=2/ram=stock/machine=pc/qmp",
@@ -30,8 +31,10 @@ func machines() []string {
 		"6.12/root=debian/mem=1024/smp=2",
 		"7.2/root=debian/mem=1024",
 		"experimental/root=debian/mem=1024",
-		"6.1/mem=160",
+		"6.1/mem=160", // with less, the definite state leaves too little to tell of it
 		"bullseye:5.10.0-30/mem=384",
+		"forky/mem=384",
+		"trixie-security/mem=384",
 		"bookworm-security/mem=384",
 		"bookworm-backports:6.12.43+deb12/mem=384",
 		"trixie-backports:6.16.3+deb13/mem=384",
@@ -41,5 +44,7 @@ func machines() []string {
 		"trixie-backports:7.0.13+deb13/root=debian/mem=1024",
 		"trixie-backports:7.1.13+deb13/root=debian/mem=1024",
 		"trixie-backports:7.2.6+deb13/mem=384",
-		"experimental/mem=384")
+		"trixie-backports:6.16.3+deb13/rt-amd64/mem=384",
+		"experimental/mem=384",
+		"experimental/rt-amd64/mem=384/smp=2")
 }
