@@ -77,7 +77,7 @@ func TestBusy(t *testing.T) {
 			t.Errorf("%s has ended (%v): %s", comm, err, g.Console())
 		}
 	}
-	if n := lastPID(ctx, t, g) - first; n < rounds {
+	if n := lastPID(ctx, t, g) - first; n < busyRounds {
 		t.Errorf("the machine made only %d processes meanwhile", n)
 	}
 }

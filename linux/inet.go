@@ -95,9 +95,12 @@ func (r *sockReader) beginInet() error {
 
 // table enters a table of sockets linked through skc_node.
 func (r *sockReader) table(kind sockKind, addr mem.Virt, heads func(w *kernel.Walk) []mem.Virt) {
-	enqueue(r.q, workTable, addr, func() *sockTable {
+	t := enqueue(r.q, workTable, addr, func() *sockTable {
 		return &sockTable{r: r, kind: kind, addr: addr, heads: heads, node: int64(r.l.Node.Offset)}
 	})
+	if t != nil {
+		*r.into = append(*r.into, t)
+	}
 }
 
 // arrayTable enters a table whose heads are the array f of the object at t.

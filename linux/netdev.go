@@ -113,13 +113,9 @@ func listNetdevs(v *kernel.View) ([]Netdev, error) {
 	if err := r.q.run(); err != nil {
 		return nil, fmt.Errorf("read network devices: %w", err)
 	}
-	r.checkNets()
+	r.checkNets(nil)
 	var devs []*devWork
-	for _, x := range r.q.all {
-		d, ok := x.(*devWork)
-		if !ok {
-			continue
-		}
+	for _, d := range r.devicesInUse() {
 		if d.err != nil {
 			v.Find(fmt.Sprintf("network device %v", d.addr), "%v", d.err)
 			continue
@@ -152,7 +148,11 @@ func (r *sockReader) devices(w *kernel.Walk, l *netdevLayout, n *netWork) {
 			hlist(w, head, func(node mem.Virt) bool {
 				w.Guard(node, link)
 				dev := node - mem.Virt(l.Node.Offset)
-				enqueue(r.q, workDev, dev, func() *devWork { return &devWork{l: l, net: n, addr: dev} })
+				d := enqueue(r.q, workDev, dev, func() *devWork { return &devWork{l: l, addr: dev} })
+				if d != nil {
+					d.net = n
+					n.devs = append(n.devs, d)
+				}
 				return true
 			})
 		})

@@ -27,23 +27,27 @@ func (r *sockReader) beginNetlink() error {
 	if err != nil {
 		return err
 	}
-	enqueue(r.q, workNetlink, table, func() *netlinkWork { return &netlinkWork{r: r, at: table} })
+	r.links = enqueue(r.q, workNetlink, table, func() *netlinkWork { return &netlinkWork{r: r, at: table} })
 	return nil
 }
 
 // netlinkWork is nl_table: one hash table of sockets for each netlink protocol.
 type netlinkWork struct {
-	r   *sockReader
-	at  mem.Virt
-	err error
+	r      *sockReader
+	at     mem.Virt
+	tables []*sockTable
+	err    error
 }
 
 func (n *netlinkWork) run(w *kernel.Walk) {
 	l := n.r.netlink
+	n.tables = n.tables[:0]
 	array := w.Pointer(n.at)
 	for i := range mem.Virt(maxNetlink) {
 		if tbl := w.Ptr(array+i*mem.Virt(l.Table.Size), l.Hash); tbl != 0 {
-			n.r.rhashtable(tbl)
+			if t := n.r.rhashtable(tbl); t != nil && w.OK() {
+				n.tables = append(n.tables, t)
+			}
 		}
 	}
 	n.err = w.Err()
@@ -51,13 +55,14 @@ func (n *netlinkWork) run(w *kernel.Walk) {
 
 // rhashtable enters the bucket_table at tbl, and while its entries are moving to
 // a larger or smaller one, that too.
-func (r *sockReader) rhashtable(tbl mem.Virt) {
+func (r *sockReader) rhashtable(tbl mem.Virt) *sockTable {
 	l := r.netlink
-	enqueue(r.q, workTable, tbl, func() *sockTable {
+	return enqueue(r.q, workTable, tbl, func() *sockTable {
 		t := &sockTable{r: r, kind: kindNetlink, addr: tbl, node: int64(l.Node.Offset), mask: 1}
 		t.heads = func(w *kernel.Walk) []mem.Virt {
+			t.next = nil
 			if next := w.Follow(tbl, l.Future); next != 0 {
-				r.rhashtable(next)
+				t.next = r.rhashtable(next)
 			}
 			if w.Uint(tbl, l.Nest) != 0 {
 				w.Failf("nested buckets, which a kernel short of memory makes, are not known")

@@ -13,7 +13,6 @@ import (
 type netLayout struct {
 	Inum        btf.Field `btf:"net.ns.inum"`
 	List        btf.Field `btf:"net.list"`
-	Refs        btf.Field `btf:"net.ns.__ns_ref net.ns.count net.count"` // __ns_ref since 6.18, part of ns since 5.11
 	DeathRow    btf.Field `btf:"net.ipv4.tcp_death_row"`
 	HashInfo    btf.Field `btf:"net.ipv4.tcp_death_row.hashinfo inet_timewait_death_row.hashinfo"` // behind a pointer in 5.18 to 6.0
 	UDPTable    btf.Field `btf:"net.ipv4.udp_table ?"`                                             // since 6.2
@@ -56,8 +55,9 @@ type netWork struct {
 	r       *sockReader
 	addr    mem.Virt
 	inum    uint64
-	dying   bool     // nobody uses it any more: the kernel is taking it apart
-	next    mem.Virt // in the list of all
+	next    mem.Virt     // in the list of all
+	tables  []*sockTable // of its own
+	devs    []*devWork
 	inumErr error
 	nextErr error
 	tabErr  error
@@ -81,10 +81,7 @@ func (r *sockReader) netNode(node mem.Virt) {
 
 func (n *netWork) run(w *kernel.Walk) {
 	r, l := n.r, n.r.net
-	n.inumErr = w.Try(func() {
-		w.Guard(n.addr, l.Refs)
-		n.inum, n.dying = w.Uint(n.addr, l.Inum), w.Uint(n.addr, l.Refs) == 0
-	})
+	n.inumErr = w.Try(func() { n.inum = w.Uint(n.addr, l.Inum) })
 	n.nextErr = w.Try(func() {
 		w.Guard(n.addr+mem.Virt(l.List.Offset), link)
 		n.next = w.Pointer(w.At(n.addr, l.List))
@@ -92,7 +89,10 @@ func (n *netWork) run(w *kernel.Walk) {
 	if n.nextErr == nil {
 		r.netNode(n.next)
 	}
+	n.tables, n.devs = n.tables[:0], n.devs[:0]
+	r.into = &n.tables
 	n.tabErr = r.tables(w, n)
+	r.into = &r.global
 }
 
 // socketTables enters the tables of sockets that are the namespace's own.
@@ -103,20 +103,21 @@ func (r *sockReader) socketTables(w *kernel.Walk, n *netWork) error {
 		if l.DeathRow.Size == 8 {
 			row = w.Ptr(n.addr, l.DeathRow)
 		}
-		if h := w.Follow(row, l.HashInfo); w.OK() {
+		if h := table(w, row, l.HashInfo); w.OK() {
 			r.tcpTables(h)
 		}
 	})
 	udp := w.Try(func() {
 		if l.UDPTable.Known {
-			if t := w.Follow(n.addr, l.UDPTable); w.OK() {
+			if t := table(w, n.addr, l.UDPTable); w.OK() {
 				r.udpTable(kindUDP, t)
 			}
 		}
 	})
 	unix := w.Try(func() {
-		if l.UnixBuckets.Known {
-			if b := w.Follow(n.addr, l.UnixBuckets); w.OK() && b != 0 {
+		_, builtin := w.View().Symbols().Lookup("unix_net_init")
+		if l.UnixBuckets.Known && (builtin || w.Ptr(n.addr, l.UnixBuckets) != 0) { // or else the module is not loaded
+			if b := table(w, n.addr, l.UnixBuckets); w.OK() {
 				r.unixTable(b)
 			}
 		}
@@ -127,8 +128,18 @@ func (r *sockReader) socketTables(w *kernel.Walk, n *netWork) error {
 	return cmp.Or(tcp, udp, unix)
 }
 
-// checkNets compares the namespaces that were met with the list of all.
-func (r *sockReader) checkNets() {
+// table follows the link to one of a namespace's tables.
+func table(w *kernel.Walk, obj mem.Virt, f btf.Field) mem.Virt {
+	t := w.Follow(obj, f)
+	if w.OK() && t == 0 {
+		w.Failf("%s is NULL", f.Name)
+	}
+	return t
+}
+
+// checkNets compares the namespaces that were met with the list of all. used are those
+// that processes have.
+func (r *sockReader) checkNets(used map[mem.Virt]bool) {
 	listed := make(map[mem.Virt]bool)
 	if r.nets.err != nil {
 		r.v.Find("net_namespace_list", "%v", r.nets.err)
@@ -148,14 +159,11 @@ func (r *sockReader) checkNets() {
 		}
 		node = n.next
 	}
-	for _, x := range r.q.all {
-		n, ok := x.(*netWork)
-		if !ok {
-			continue
-		}
+	for _, n := range r.netsInUse() {
 		switch {
-		case n.dying && n.inumErr == nil:
-			// Its sockets and devices go one by one, and it is in no list any more.
+		case !listed[n.addr] && !used[n.addr]:
+			// It is being set up or taken apart: the kernel's own sockets in it are there
+			// before it is in the list, and after.
 		case !listed[n.addr] && n.inumErr != nil:
 			r.v.Find(fmt.Sprintf("network namespace %v", n.addr), "not in net_namespace_list, and cannot be read: %v", n.inumErr)
 		case !listed[n.addr]:

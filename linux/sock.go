@@ -104,7 +104,8 @@ type sockLayout struct {
 // hold, which are what it shows under /proc/net. Who holds them comes from the
 // descriptor tables of all processes. A socket that a process holds and that says
 // it is in a table, which does not lead to it, is listed with an error that says
-// so, and a finding, as is a table that cannot be followed to its end.
+// so: it came or went while it was read, or, with a finding, the table is damaged. A
+// table that cannot be followed to its end is a finding.
 func Sockets(v *kernel.View, opts SocketOptions) ([]Socket, error) {
 	return confirmed(v, func() ([]Socket, error) { return listSockets(v, opts) })
 }
@@ -157,12 +158,15 @@ type sockReader struct {
 	inodeUID bool     // the uid shown is the inode's: before 6.17
 	ids      *pidsWork
 	nets     *netListWork
+	links    *netlinkWork
+	global   []*sockTable                           // of all network namespaces
+	into     *[]*sockTable                          // where tables being entered are noted
 	tables   func(w *kernel.Walk, n *netWork) error // enters what a namespace holds
 }
 
 func newSockReader(v *kernel.View) (*sockReader, error) {
 	r := &sockReader{v: v, q: newWorkQueue(v)}
-	r.tables = r.socketTables
+	r.tables, r.into = r.socketTables, &r.global
 	k := v.Kernel
 	for _, bind := range []func() error{
 		func() (err error) { r.l, err = kernel.Layout[sockLayout](k); return },
@@ -307,15 +311,17 @@ func (s *sockWork) readQueue(w *kernel.Walk) *uint32 {
 func (r *sockReader) collect(extra []*sockWork) []Socket {
 	holders := r.holders()
 	out := []Socket{}
+	used := make(map[mem.Virt]bool) // network namespaces
+	for _, p := range r.ids.pids {
+		if p.net != nil {
+			used[p.net.addr] = true
+		}
+	}
 	taken := make(map[*sockWork]bool)
-	for _, x := range r.q.all {
-		if n, ok := x.(*netlinkWork); ok && n.err != nil {
-			r.v.Find("nl_table", "%v", n.err)
-		}
-		t, ok := x.(*sockTable)
-		if !ok {
-			continue
-		}
+	if r.links.err != nil {
+		r.v.Find("nl_table", "%v", r.links.err)
+	}
+	for _, t := range r.tablesInUse() {
 		if t.err != nil {
 			r.v.Find(fmt.Sprintf("%v table %v", t.kind, t.addr), "%v", t.err)
 		}
@@ -333,6 +339,7 @@ func (r *sockReader) collect(extra []*sockWork) []Socket {
 				taken[s] = true
 				if row, ok := r.row(s); ok {
 					row.Processes = append(row.Processes, holders[s.addr]...)
+					used[s.net] = used[s.net] || len(row.Processes) > 0
 					out = append(out, row)
 				}
 			}
@@ -347,7 +354,7 @@ func (r *sockReader) collect(extra []*sockWork) []Socket {
 			out = append(out, row)
 		}
 	}
-	r.checkNets()
+	r.checkNets(used)
 	return out
 }
 

@@ -27,6 +27,7 @@ type sockTable struct {
 	node   int64    // from a socket's start to the link
 	mask   mem.Virt // bits of a head that are no address: a lock
 	chains []*sockChain
+	next   *sockTable // that its entries are moving to
 	err    error
 }
 

@@ -49,12 +49,13 @@ type pidWork struct {
 	tid, tgid int
 	comm      string
 	files     *filesWork
+	net       *netWork
 	err       error
 }
 
 func (p *pidWork) run(w *kernel.Walk) {
 	l := p.r.task
-	p.present, p.files = false, nil
+	p.present, p.files, p.net = false, nil, nil
 	first := w.Pointer(w.At(p.pid, l.PIDTasks) + pidTypePID*8)
 	if !w.OK() || first == 0 {
 		p.err = w.Err()
@@ -73,7 +74,7 @@ func (p *pidWork) run(w *kernel.Walk) {
 	}
 	if proxy != 0 { // to meet its network namespace early
 		if net := w.Ptr(proxy, p.r.own.ProxyN); w.OK() {
-			p.r.netAt(net)
+			p.net = p.r.netAt(net)
 		}
 	}
 }
@@ -167,8 +168,8 @@ func kindOf(family, typ, protocol uint64) (kind sockKind, ok bool) {
 // table which does not lead to them, each with a note of that.
 func (r *sockReader) unlisted() ([]*sockWork, error) {
 	inTable := make(map[mem.Virt]bool)
-	for _, x := range r.q.all {
-		if c, ok := x.(*sockChain); ok {
+	for _, t := range r.tablesInUse() {
+		for _, c := range t.chains {
 			for _, s := range c.socks {
 				inTable[s.addr] = true
 			}

@@ -102,7 +102,7 @@ func (s *Snapshot) Grow(count func() int, walk func(i int), moved func(i int)) e
 			return err
 		}
 		if try == maxRetries {
-			for _, i := range changed {
+			for _, i := range again {
 				s.stats.Moved++
 				if moved != nil {
 					moved(i)
