@@ -27,6 +27,7 @@ const (
 	maxSections = 1 << 14
 	maxNames    = 1 << 20 // bytes of section names
 	maxInflated = 1 << 30 // bytes of a compressed section
+	maxWindow   = 8 << 20 // of zstd, which the standard asks decoders to support
 )
 
 // Parts of the ELF format (gABI, chapters 4 and 5), 64 bits, little endian.
@@ -47,6 +48,8 @@ const (
 	flagAllocated   = 1 << 1 // SHF_ALLOC
 	flagCode        = 1 << 2 // SHF_EXECINSTR
 	specialSections = 0xff00 // SHN_LORESERVE
+
+	bootMagicAt = 0x202 // of "HdrS" in a bzImage (Documentation/arch/x86/boot.rst)
 )
 
 // Section is an entry of the section table.
@@ -79,43 +82,63 @@ func (s *Section) Loaded() bool { return s.flags&flagAllocated != 0 }
 
 // File is an open kernel.
 type File struct {
-	file     *os.File
+	in       io.ReaderAt
+	file     *os.File // in, nil when it is none
 	size     uint64
 	sections []Section
 }
 
 // Open reads the section table of the file at path.
 func Open(path string) (*File, error) {
-	f, err := os.Open(path)
+	// A pipe that nobody writes to must not be waited for.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
-	e := &File{file: f}
-	if err := e.load(); err != nil {
+	e := &File{in: f, file: f}
+	st, err := f.Stat()
+	switch {
+	case err != nil:
+	case !st.Mode().IsRegular():
+		err = notELF("not a regular file")
+	default:
+		e.size = uint64(st.Size())
+		err = e.load()
+	}
+	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return e, nil
 }
 
+// New reads the section table of size bytes of in.
+func New(in io.ReaderAt, size int64) (*File, error) {
+	f := &File{in: in, size: uint64(max(0, size))}
+	if err := f.load(); err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
 // Close lets go of the file. What Map returned stays.
-func (f *File) Close() error { return f.file.Close() }
+func (f *File) Close() error {
+	if f.file == nil {
+		return nil
+	}
+	return f.file.Close()
+}
 
 func notELF(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{ErrNotELF}, args...)...)
 }
 
 func (f *File) load() error {
-	st, err := f.file.Stat()
-	if err != nil {
-		return err
-	}
-	if !st.Mode().IsRegular() {
-		return notELF("not a regular file")
-	}
-	f.size = uint64(st.Size())
 	h, err := f.read(0, headerSize)
 	if err != nil || string(h[:4]) != "\x7fELF" {
+		if magic, err := f.read(bootMagicAt, 4); err == nil && string(magic) == "HdrS" {
+			return notELF("a compressed image (vmlinuz, bzImage): the vmlinux has to be taken out of it first")
+		}
 		return notELF("it does not begin as one")
 	}
 	le := binary.LittleEndian
@@ -176,7 +199,7 @@ func (f *File) read(off, n uint64) ([]byte, error) {
 		return nil, fmt.Errorf("%#x bytes at %#x lie outside a file of %#x bytes", n, off, f.size)
 	}
 	b := make([]byte, n)
-	if _, err := f.file.ReadAt(b, int64(off)); err != nil {
+	if _, err := f.in.ReadAt(b, int64(off)); err != nil {
 		return nil, err
 	}
 	return b, nil
@@ -234,7 +257,7 @@ func (f *File) Data(s *Section, limit uint64) ([]byte, error) {
 // fault when the file is cut meanwhile (see debug.SetPanicOnFault). unmap, which
 // may be nil, lets go of it.
 func (f *File) Map(s *Section) (b []byte, unmap func(), err error) {
-	if s.kind == sectionNoBits || s.flags&flagCompressed != 0 {
+	if s.kind == sectionNoBits || s.flags&flagCompressed != 0 || f.file == nil {
 		b, err := f.Data(s, maxInflated)
 		return b, nil, err
 	}
@@ -283,7 +306,7 @@ func inflate(b []byte, limit uint64) ([]byte, error) {
 		defer z.Close()
 		in = z
 	case compressedZstd:
-		z, err := zstd.NewReader(body, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxInflated))
+		z, err := zstd.NewReader(body, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
 			return nil, err
 		}
