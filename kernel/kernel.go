@@ -65,42 +65,51 @@ var ErrNoKernel = errors.New("no running Linux kernel found")
 func Attach(ctx context.Context, src source.Source, opts Options) (*Kernel, error) {
 	begun := time.Now()
 	f := newFinder(ctx, src)
-	steps := []func() ([]candidate, error){f.fromNotes, f.fromTables}
-	if rr, ok := src.(source.RegisterReader); ok {
-		steps = append([]func() ([]candidate, error){func() ([]candidate, error) {
-			regs, err := rr.Registers(ctx)
-			if err != nil {
-				return nil, fmt.Errorf("read registers: %w", err)
-			}
-			f.asked = true
-			return f.fromRegisters(regs)
-		}}, steps...)
-	}
 	var errs []error
-	for _, step := range steps {
-		cs, err := step()
-		if err != nil {
-			errs = append(errs, err)
-		}
-		if ctx.Err() != nil {
+	for _, step := range f.steps() {
+		cs, err := step.find()
+		switch {
+		case ctx.Err() != nil:
 			return nil, ctx.Err()
+		case err != nil:
+			errs = append(errs, fmt.Errorf("by %s: %w", step.method, err))
+		case len(cs) == 0:
+			errs = append(errs, fmt.Errorf("by %s: nothing found", step.method))
 		}
 		k, err := f.choose(cs, opts)
-		if err != nil {
-			errs = append(errs, err)
-		}
 		if k != nil {
 			k.attach.Duration = time.Since(begun)
 			return k, nil
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("by %s: %w", step.method, err))
 		}
 		if hopeless(cs, err) {
 			break
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNoKernel, err)
+	return nil, fmt.Errorf("%w: %w", ErrNoKernel, errors.Join(errs...))
+}
+
+// step is one way to find kernels.
+type step struct {
+	method string
+	find   func() ([]candidate, error)
+}
+
+// steps returns the ways to find kernels in f's source, the surest first.
+func (f *finder) steps() (steps []step) {
+	if rr, ok := f.src.(source.RegisterReader); ok {
+		steps = append(steps, step{ByRegisters, func() ([]candidate, error) {
+			regs, err := rr.Registers(f.ctx)
+			if err != nil {
+				return nil, err
+			}
+			f.asked = true
+			return f.fromRegisters(regs)
+		}})
 	}
-	return nil, ErrNoKernel
+	return append(steps, step{ByVMCoreInfo, f.fromNotes}, step{ByScan, f.fromTables})
 }
 
 // hopeless tells whether looking elsewhere in RAM cannot help: the machine is gone,

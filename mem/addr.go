@@ -38,6 +38,10 @@ func (a Virt) Page() Virt { return a &^ (PageSize - 1) }
 
 func (a Virt) String() string { return fmt.Sprintf("%#x", uint64(a)) }
 
+// MarshalText writes a as String does: JSON's numbers lose the low bits of kernel
+// addresses in many readers.
+func (a Virt) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
 // Extent is a run of RAM: Size bytes from Start on.
 type Extent struct {
 	Start Phys   `json:"start"`

@@ -4,6 +4,7 @@ package all
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -54,14 +55,23 @@ func Open(ctx context.Context, target string, opts Options) (source.Source, erro
 	if target == "" {
 		return nil, fmt.Errorf("no machine named")
 	}
-	if fi, err := os.Stat(target); err == nil && fi.Mode().IsRegular() {
+	fi, err := os.Stat(target)
+	switch {
+	case err != nil || fi.Mode().Type() == os.ModeSocket:
+	case !fi.Mode().IsRegular() && strings.Contains(target, "/"):
+		return nil, fmt.Errorf("%s is neither a file of memory nor a QMP socket", target)
+	case fi.Mode().IsRegular():
 		kind := "dump"
 		if isBundle(target) {
 			kind = "replay"
 		}
 		return kinds[kind](ctx, target, opts)
 	}
-	return kinds["qemu"](ctx, target, opts)
+	src, err := kinds["qemu"](ctx, target, opts)
+	if kind, _, ok := strings.Cut(target, ":"); ok && errors.Is(err, qemu.ErrNoMachine) {
+		return nil, fmt.Errorf("%w (and %q is no kind of target: those are qemu, dump, replay)", err, kind)
+	}
+	return src, err
 }
 
 // isBundle tells whether a file begins as a page bundle does.

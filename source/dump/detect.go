@@ -93,5 +93,5 @@ func unknown(magic []byte) error {
 	case len(magic) >= 8 && string(magic[:8]) == diskMagic:
 		what = "this is a diskdump of the time before kdump"
 	}
-	return fmt.Errorf("%w: %s; %s; for raw memory, name the format or give its layout", ErrFormat, lookedFor, what)
+	return fmt.Errorf("%w: %s; %s; raw memory needs its layout told", ErrFormat, lookedFor, what)
 }

@@ -41,7 +41,7 @@ func openFile(path string) (*file, error) {
 	}
 	st, err := f.Stat()
 	if err == nil && !st.Mode().IsRegular() {
-		err = fmt.Errorf("open dump %s: %w: a regular file was expected, this is %v", path, ErrFormat, st.Mode().Type())
+		err = fmt.Errorf("open dump %s: %w: it is no regular file", path, ErrFormat)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())

@@ -160,8 +160,8 @@ func TestWrongFiles(t *testing.T) {
 	}
 	for path, want := range map[string]string{
 		filepath.Join(dir, "none"): "no such file",
-		dir:                        "a regular file was expected",
-		fifo:                       "a regular file was expected",
+		dir:                        "it is no regular file",
+		fifo:                       "it is no regular file",
 		exe:                        "a core file is type 4",
 		writeFile(t, nil):          "the file has 0 bytes",
 		writeFile(t, []byte("#!/bin/sh\necho this is no dump\n")):         "looked for an ELF core",
