@@ -3,13 +3,19 @@ package kernel
 import (
 	"regexp"
 	"slices"
+	"time"
 
 	"github.com/umbravm/umbra/paging"
 )
 
 // looks is how often a running machine is looked at before what does not add up in it
 // is reported: what is read first and what is read last are of different moments.
-const looks = 5
+// Between them it is given time, firstWait and then four times as much each: a virtual
+// CPU can be stopped for some of it in the middle of a change.
+const (
+	looks     = 5
+	firstWait = 2 * time.Millisecond
+)
 
 // Confirm runs list, which makes the answer. When it fails or has something to report
 // on a machine that runs, list is run again from memory read anew, and only what it
@@ -18,23 +24,28 @@ func (v *View) Confirm(list func() error) error {
 	from := len(v.findings)
 	err := list()
 	known := slices.Clone(v.findings[from:])
-	for look := 1; look < looks && (err != nil || len(known) > 0) && v.renew(); look++ {
+	wait := firstWait
+	for look := 1; look < looks && (err != nil || len(v.findings) > from) && v.renew(wait); look++ {
 		v.findings = v.findings[:from]
-		err = list()
-		if now := v.findings[from:]; err == nil {
-			known = both(known, now)
+		if err = list(); err == nil {
+			known = both(known, v.findings[from:])
 		}
-		if !v.snap.News() {
-			break // the same memory gives the same each time
-		}
+		wait *= 4
 	}
 	v.findings = append(v.findings[:from], known...)
 	return err
 }
 
-// renew has all memory read anew, unless it cannot have changed.
-func (v *View) renew() bool {
-	if !v.src.Info().Live || !v.snap.Renew() {
+// renew has all memory read anew after a while, unless it cannot have changed.
+func (v *View) renew(wait time.Duration) bool {
+	if !v.src.Info().Live || v.snap.Err() != nil {
+		return false
+	}
+	select {
+	case <-time.After(wait):
+	case <-v.snap.Context().Done():
+	}
+	if !v.snap.Renew() {
 		return false
 	}
 	v.space = paging.NewCached(v.snap, v.root, v.levels)

@@ -92,7 +92,7 @@ func flipUnder(t *testing.T, src source.Source, name string, walk func(v *kernel
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		ctx, cancel := context.WithTimeout(context.Background(), hostileTime)
-		v := k.View(ctx, mem.Options{Batch: round%2 == 0})
+		v := k.View(ctx, mem.Options{Batch: round%2 == 0, Static: round%16 != 0})
 		_, err := walk(v)
 		cancel()
 		runtime.ReadMemStats(&after)

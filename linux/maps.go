@@ -101,6 +101,9 @@ func listMaps(v *kernel.View, opts MapOptions) ([]Mapping, error) {
 		for i := range s.areas {
 			row := s.areas[i].Mapping
 			row.PID, row.Comm, row.Moved = t.PID, t.Comm, row.Moved || s.moved
+			if row.Perms == nil {
+				v.Find(taskName(t.PID), "area at %v: %s", row.First, strings.Join(row.Errors, "; "))
+			}
 			rows = append(rows, row)
 		}
 	}

@@ -46,6 +46,7 @@ type namespaceLayout struct {
 	Time     btf.Field `btf:"nsproxy.time_ns ?"` // with CONFIG_TIME_NS
 	TimeKids btf.Field `btf:"nsproxy.time_ns_for_children ?"`
 
+	Nsproxy  btf.Field `btf:"task_struct.nsproxy"`
 	RealCred btf.Field `btf:"task_struct.real_cred"`
 	CredUser btf.Field `btf:"cred.user_ns"`
 	PID      btf.Field `btf:"task_struct.thread_pid"`
@@ -218,8 +219,8 @@ func (r *namespaceReader) ofTask(w *kernel.Walk, t *Task) (ns taskNamespaces) {
 			ns.errs = append(ns.errs, strings.TrimPrefix(s, ": "))
 		}
 	}
-	if p := t.Nsp; p != 0 { // a zombie has none any more
-		try(func() {
+	try(func() {
+		if p := w.Follow(t.Addr, l.Nsproxy); p != 0 { // a zombie has none any more
 			ns.in[nsMnt], ns.in[nsUTS], ns.in[nsIPC] = w.Ptr(p, l.Mnt), w.Ptr(p, l.UTS), w.Ptr(p, l.IPC)
 			ns.in[nsNet], ns.kids[0] = w.Ptr(p, l.Net), w.Ptr(p, l.PIDKids)
 			if l.Cgroup.Known && l.CgroupNS.Known {
@@ -228,8 +229,8 @@ func (r *namespaceReader) ofTask(w *kernel.Walk, t *Task) (ns taskNamespaces) {
 			if l.Time.Known && l.TimeNS.Known {
 				ns.in[nsTime], ns.kids[1] = w.Ptr(p, l.Time), w.Ptr(p, l.TimeKids)
 			}
-		})
-	}
+		}
+	})
 	try(func() { ns.in[nsUser] = w.Ptr(w.Follow(t.Addr, l.RealCred), l.CredUser) })
 	try(func() {
 		pid := w.Follow(t.Addr, l.PID)
@@ -335,6 +336,9 @@ func (r *namespaceReader) finish() []Namespace {
 	}
 	out := make([]Namespace, 0, len(r.rows))
 	for _, row := range r.rows {
+		for _, e := range row.Errors {
+			r.v.Find(fmt.Sprintf("%s namespace %v", row.Type, row.Addr), "%s", e)
+		}
 		row.UserNS, row.Parent = inode(row.owner), inode(row.parent)
 		out = append(out, row.Namespace)
 	}

@@ -68,7 +68,6 @@ type Snapshot struct {
 	touched  map[Phys]struct{} // pages read, while that is being noted
 	doubt    bool              // the walk now running came to what cannot be
 	differed bool              // a page read again in this epoch is not what it was
-	news     bool              // the same, since Renew
 	reads    int               // of words and pieces of pages
 	stats    Stats
 	one      [1]Read
@@ -255,13 +254,13 @@ func (s *Snapshot) Batching() bool { return s.inPass && s.opts.Batch }
 
 // Renew has every page read again when it is needed next: for a second look at a
 // machine that runs. With Options.Batch the pages that are here come in one round. It
-// tells whether that can show anything new; News tells later whether it did.
+// tells whether that can show anything new.
 func (s *Snapshot) Renew() bool {
 	if s.opts.Static || s.failed != nil {
 		return false
 	}
 	s.epoch++
-	s.base, s.since, s.lastPg, s.news = s.epoch, s.epoch, nil, false
+	s.base, s.since, s.lastPg = s.epoch, s.epoch, nil
 	if s.opts.Batch {
 		var frames []Phys
 		for a, pg := range s.pages {
@@ -274,9 +273,6 @@ func (s *Snapshot) Renew() bool {
 	}
 	return true
 }
-
-// News tells whether a page read again since Renew is not what it was.
-func (s *Snapshot) News() bool { return s.news }
 
 // Want asks for pages ahead of need, by any address in them. With Options.Batch
 // they come with the next round, else in one round now.
@@ -333,9 +329,8 @@ func (s *Snapshot) settle(r *Read) {
 		pg = s.newPage(r.Addr)
 	}
 	data, was := (*[PageSize]byte)(r.Buf), pg.state
-	differs := was == dropped || // it may
+	s.differed = s.differed || was == dropped || // it may
 		was == here && (pg.n != r.N || *pg.data != *data) || was == unreadable && r.N > 0
-	s.differed, s.news = s.differed || differs, s.news || differs
 	pg.want, pg.used, pg.epoch = false, true, s.epoch
 	pg.n, pg.err = r.N, nil
 	if r.N < PageSize {
