@@ -23,6 +23,8 @@ func machines() []string {
 		"6.1/mem=5120/qmp",
 		"6.1/mem=384/append=pti=on/cpu=max,pcid=off",
 		"7.2/mem=384/append=pti=on",
+		"6.12/mem=384/cpu=qemu64",
+		"5.10/mem=384/cpu=Skylake-Server-v4/append=pti=on",
 		"6.12/mem=384/ram=memfd",
 		"7.2/mem=512/numa=2/smp=2",
 		"7.2/mem=512/numa=2/smp=2/ram=stock/machine=pc/qmp",
