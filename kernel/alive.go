@@ -15,6 +15,10 @@ import (
 // stopped its tick wakes at least that often.
 const clockWait = 5 * time.Second
 
+// lonelyWait is the same where there is one kernel only, which most likely runs: it
+// is not worth more to say so without a doubt.
+const lonelyWait = time.Second
+
 // clockGlance is how long a busy kernel's clock takes to move, and more.
 const clockGlance = 50 * time.Millisecond
 
@@ -40,13 +44,16 @@ func (f *finder) alive(ks []*Kernel) (*Kernel, error) {
 	}
 	k, err := moving(f.ctx, ks, clockGlance)
 	paused := errors.Is(err, errStill) && f.paused()
+	wait := clockWait
+	if len(ks) == 1 && !f.asked {
+		wait = lonelyWait
+	}
 	if errors.Is(err, errStill) && !paused {
-		k, err = moving(f.ctx, ks, clockWait)
+		k, err = moving(f.ctx, ks, wait)
 	}
 	switch {
 	case err == nil && len(ks) > 1:
-		k.attach.Findings = append(k.attach.Findings, Finding{"memory",
-			fmt.Sprintf("holds %d kernels, this one runs: %s", len(ks), places(ks))})
+		k.attach.Doubts = append(k.attach.Doubts, fmt.Sprintf("memory holds %d kernels, of which this one's clock moves: %s", len(ks), places(ks)))
 		return k, nil
 	case err == nil:
 		return k, nil
@@ -58,7 +65,7 @@ func (f *finder) alive(ks []*Kernel) (*Kernel, error) {
 		f.dead = append(f.dead, ks[0].root)
 		return nil, fmt.Errorf("image at %v: no CPU runs on it and %w: it is what an earlier boot left", ks[0].image.base, err)
 	}
-	ks[0].attach.Findings = append(ks[0].attach.Findings, Finding{"memory", still(paused)})
+	ks[0].attach.Doubts = append(ks[0].attach.Doubts, still(paused))
 	return ks[0], nil
 }
 
@@ -79,7 +86,7 @@ func still(paused bool) string {
 	if paused {
 		return "the machine is paused: that this kernel is not what an earlier boot left cannot be shown"
 	}
-	return fmt.Sprintf("this kernel's clock did not move in %v: the machine is paused, or this is what an earlier boot left", clockWait)
+	return fmt.Sprintf("this kernel's clock did not move in %v: the machine idles or is paused, or this is what an earlier boot left", lonelyWait)
 }
 
 // moving returns the first kernel whose clock is seen to move within wait, or errStill.

@@ -178,8 +178,8 @@ func TestRemains(t *testing.T) {
 			if k.Attached().Method != ByVMCoreInfo {
 				t.Errorf("found by %s", k.Attached().Method)
 			}
-			found := fmt.Sprint(k.Attached().Findings)
-			if c.finding == "" && len(k.Attached().Findings) > 0 || !strings.Contains(found, c.finding) {
+			found := fmt.Sprint(k.Attached().Doubts)
+			if c.finding == "" && len(k.Attached().Doubts) > 0 || !strings.Contains(found, c.finding) {
 				t.Errorf("findings %v", found)
 			}
 		})

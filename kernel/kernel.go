@@ -44,7 +44,7 @@ type AttachInfo struct {
 	Duration time.Duration // from nothing to symbols and types
 	Read     uint64        // bytes of the machine's memory read
 	Cached   bool          // types came from the cache
-	Findings []Finding
+	Doubts   []string      // what could not be shown of the kernel found
 }
 
 // Options of Attach. The zero value finds everything in memory.

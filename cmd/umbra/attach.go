@@ -115,7 +115,10 @@ func (a *app) withView(cmd *cobra.Command, target string, read func(m *umbra.Mac
 	if err != nil {
 		return a.notRecorded(err)
 	}
-	return a.printFindings(append(m.Kernel.Attached().Findings, v.Findings()...))
+	for _, d := range m.Kernel.Attached().Doubts {
+		a.notef("umbra: note: %s", table.Safe(d))
+	}
+	return a.printFindings(v.Findings())
 }
 
 // printFindings tells what does not add up. What a recording lacks is no word on the
