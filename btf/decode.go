@@ -7,8 +7,8 @@ import (
 	cbtf "github.com/cilium/ebpf/btf"
 )
 
-// Limits on what decoding can be made to do. What every command of Umbra asks of a
-// kernel decodes some 20,000 nodes; the deepest real type nests 17 of them.
+// Limits on what decoding can be made to do. The largest type of Debian's kernels
+// takes 1,183 nodes, the deepest nests 20.
 const (
 	maxDepth = 64
 	maxNodes = 1 << 20 // types, members, parameters and enumerators in all
