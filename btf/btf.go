@@ -2,8 +2,7 @@
 // DWARF of a kernel's file: where a field lies, how large a type is, what an
 // enumerator is worth. Types are those of github.com/cilium/ebpf/btf. They are
 // decoded here, each when it is asked for: that library's decoder follows every
-// pointer, which takes tens of megabytes and ends the program when a guest makes
-// the chain long enough.
+// pointer, and a chain of four million, which a guest can write, ends the program.
 package btf
 
 import (

@@ -23,7 +23,7 @@ type debugInfo struct {
 	decoder
 }
 
-// maxTables bounds the tables of entry kinds kept, of some 30 KB each.
+// maxTables bounds the tables of entry kinds kept, of up to 36 KB each in Debian's 6.1.
 const maxTables = 64
 
 // fromDWARF indexes a kernel's debugging information.

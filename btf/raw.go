@@ -44,7 +44,7 @@ var kindSizes = [...][2]uint8{
 const namedKinds = 1<<kindInt | 1<<kindStruct | 1<<kindUnion | 1<<kindEnum | 1<<kindTypedef | 1<<kindVar | 1<<kindEnum64
 
 // blob is a BTF blob of which types are decoded when they are asked for. The
-// library's decoder decodes all that a type leads to, through pointers too: 40 MB
+// library's decoder decodes all that a type leads to, through pointers too: 9 MB
 // for a task_struct, and as deep a recursion as a guest cares to write.
 type blob struct {
 	base        *blob // what a split blob builds on

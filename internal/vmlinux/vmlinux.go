@@ -22,7 +22,7 @@ var (
 	ErrNoSection = errors.New("no such section")
 )
 
-// Limits on what a file can make the reader do. A kernel has 40 to 100 sections.
+// Limits on what a file can make the reader do. Debian's 6.1 has 82 sections.
 const (
 	maxSections = 1 << 14
 	maxNames    = 1 << 20 // bytes of section names
