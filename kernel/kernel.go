@@ -167,14 +167,11 @@ func (k *Kernel) Symbol(name string) (mem.Virt, error) {
 // ErrNoSymbol is a symbol the kernel does not have.
 var ErrNoSymbol = errors.New("no such symbol")
 
-// Slide returns how far KASLR moved the image from where it was linked, in bytes.
+// Slide returns how far the image lies from where a kernel with the default
+// CONFIG_PHYSICAL_START of 16 MiB is linked, in bytes: how far KASLR moved it.
 func (k *Kernel) Slide() uint64 {
-	const linked = imageLow + 0x100_0000 // CONFIG_PHYSICAL_START
-	text, err := k.Symbol("_text")
-	if err != nil {
-		return 0
-	}
-	return uint64(text - linked)
+	const linked = imageLow + 0x100_0000
+	return uint64(k.image.base - linked)
 }
 
 // Types returns the kernel's types.

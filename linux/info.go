@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"strconv"
 	"time"
 
 	"github.com/umbravm/umbra/btf"
@@ -28,7 +29,7 @@ type Info struct {
 	Uptime     *float64   `json:"uptime_seconds"`
 	CPUs       *int       `json:"cpus"`         // online
 	Memory     uint64     `json:"memory_bytes"` // RAM the machine has
-	KASLR      uint64     `json:"kaslr_offset"` // bytes
+	KASLR      *uint64    `json:"kaslr_offset"` // bytes, as the kernel notes it for dump tools
 	Attach     AttachInfo `json:"attach"`
 	BTFHash    *string    `json:"btf_sha256"` // of the tables as they lay in memory; nil when supplied
 	SymbolHash *string    `json:"kallsyms_sha256"`
@@ -60,14 +61,45 @@ func ReadInfo(v *kernel.View) (Info, error) {
 	}
 	var info Info
 	err = v.Each(1, func(_ int, w *kernel.Walk) { info = readInfo(w, l) }, func(int) { info.Moved = true })
-	return info, err
+	if err != nil {
+		return info, err
+	}
+	if info.KASLR, err = kaslrOffset(v); err != nil {
+		info.Errors = append(info.Errors, "kaslr_offset: "+err.Error())
+	}
+	return info, v.Snapshot().Err()
+}
+
+// kaslrOffset is KERNELOFFSET of the kernel's note for dump tools (arch/x86/kernel/
+// vmcore_info_64.c), nil for a kernel without it.
+func kaslrOffset(v *kernel.View) (*uint64, error) {
+	text, err := v.VMCoreInfo()
+	if errors.Is(err, kernel.ErrNoSymbol) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	note, err := kernel.ParseVMCoreInfo(text)
+	if err != nil {
+		return nil, err
+	}
+	value, ok := note["KERNELOFFSET"]
+	if !ok {
+		return nil, nil
+	}
+	n, err := strconv.ParseUint(value, 16, 64)
+	if err != nil {
+		return nil, err
+	}
+	return &n, nil
 }
 
 func readInfo(w *kernel.Walk, l *infoLayout) Info {
 	k := w.View().Kernel
 	src, at := k.Source().Info(), k.Attached()
 	info := Info{
-		Name: src.Name, Source: src.Kind, Banner: k.Banner(), Memory: src.Layout.Size(), KASLR: k.Slide(),
+		Name: src.Name, Source: src.Kind, Banner: k.Banner(), Memory: src.Layout.Size(),
 		Attach: AttachInfo{Method: at.Method, Milliseconds: float64(at.Duration.Microseconds()) / 1e3,
 			PagesRead: (at.Read + mem.PageSize - 1) / mem.PageSize, Cached: at.Cached},
 		Errors: []string{},

@@ -69,6 +69,9 @@ func compareInfo(t *testing.T, g *lab.Guest, cpus int) {
 	if len(*info.BTFHash) != 64 || len(*info.SymbolHash) != 64 || info.Attach.PagesRead == 0 || info.Attach.Method == "" {
 		t.Errorf("%+v", info)
 	}
+	if info.KASLR == nil || *info.KASLR != k.Slide() {
+		t.Errorf("kaslr_offset %v, the image lies %#x from where it was linked", info.KASLR, k.Slide())
+	}
 	compareClock(t, ctx, g, &info, tree)
 }
 

@@ -36,7 +36,12 @@ same ones, and one whose tables were tampered with does not.`,
 			Default: []string{"name", "source", "hostname", "release", "banner", "build_id", "arch", "boot_id", "boot_time",
 				"uptime_seconds", "cpus", "memory_bytes", "kaslr_offset", "attach", "btf_sha256", "kallsyms_sha256"},
 			Cells: map[string]func(any) string{
-				"kaslr_offset": func(row any) string { return fmt.Sprintf("%#x", row.(*linux.Info).KASLR) },
+				"kaslr_offset": func(row any) string {
+					if o := row.(*linux.Info).KASLR; o != nil {
+						return fmt.Sprintf("%#x", *o)
+					}
+					return "-"
+				},
 				"attach": func(row any) string {
 					at := row.(*linux.Info).Attach
 					return fmt.Sprintf("by %s in %.1f ms, %d pages read", at.Method, at.Milliseconds, at.PagesRead)

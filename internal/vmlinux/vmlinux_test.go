@@ -200,8 +200,8 @@ func TestNotELF(t *testing.T) {
 		"table wraps":  {func(b []byte) []byte { le.PutUint64(b[40:], ^uint64(0)-10); return b }, "section table"},
 		"names":        {func(b []byte) []byte { b[62] = 200; return b }, "name"},
 		"entry size":   {func(b []byte) []byte { b[58] = 40; return b }, "40 bytes"},
-		"bzImage": {func(b []byte) []byte {
-			b = make([]byte, 1024)
+		"bzImage": {func([]byte) []byte {
+			b := make([]byte, 1024)
 			copy(b[bootMagicAt:], "HdrS")
 			return b
 		}, "taken out"},
