@@ -60,15 +60,20 @@ func (l *mmLayout) cmdline(w *kernel.Walk, mm mem.Virt) []byte {
 	if len(args) == 0 || args[len(args)-1] == 0 {
 		return args
 	}
-	// The last byte was overwritten: a title, which may run on into the environment.
-	if envStart == end && envEnd > envStart {
-		env := l.userBytes(w, mm, envStart, min(envEnd-envStart, mem.PageSize))
-		args = append(args, env...)
+	// The last byte was overwritten: a title of at most a page, which may run on into
+	// the environment.
+	title := args[:min(len(args), mem.PageSize)]
+	if i := bytes.IndexByte(title, 0); i >= 0 {
+		return title[:i]
 	}
-	if i := bytes.IndexByte(args, 0); i >= 0 {
-		args = args[:i]
+	if room := uint64(mem.PageSize - len(title)); room > 0 && envStart == end && envEnd > envStart {
+		env := l.userBytes(w, mm, envStart, min(envEnd-envStart, room))
+		if i := bytes.IndexByte(env, 0); i >= 0 {
+			env = env[:i]
+		}
+		title = append(title, env...)
 	}
-	return args
+	return title
 }
 
 // userBytes reads the process's own memory.

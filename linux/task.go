@@ -420,11 +420,11 @@ func stateLetter(state, exit uint64) string {
 		letters = "RSDTtXZPI"
 	)
 	s := (state | exit) & report
-	if state&0xffff == idle || state&idle == idle {
-		return "I"
-	}
-	if state == rtlock || state&frozen != 0 {
+	switch {
+	case state&(rtlock|frozen) != 0:
 		s = 2 // TASK_UNINTERRUPTIBLE
+	case state&idle == idle:
+		return "I"
 	}
 	i := 0
 	for ; s != 0; s >>= 1 {

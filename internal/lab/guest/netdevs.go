@@ -27,6 +27,7 @@ func quietNetwork() error {
 		"ipv6/conf/default/router_solicitations": "0",
 		"ipv4/tcp_syn_retries":                   "100",
 		"ipv4/tcp_synack_retries":                "100",
+		"ipv4/tcp_orphan_retries":                "100",
 		"ipv4/ping_group_range":                  "0 2147483647",
 	} {
 		if err := os.WriteFile("/proc/sys/net/"+path, []byte(value), 0); err != nil {

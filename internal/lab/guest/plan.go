@@ -69,6 +69,9 @@ func plan() []process {
 		named("lost directory", "elsewhere"),
 		named("short title", "title"),
 		named("long title", "title", "UMBRA_HOW=long", "UMBRA_PADDING="+strings.Repeat("-", 200)),
+		with(named("title of more than a page", "title", "UMBRA_HOW=page", "UMBRA_PADDING="+strings.Repeat("-", 200)), func(p *process) {
+			p.args = append(p.args, strings.Repeat("-", 5000))
+		}),
 		named("cgroup", "cgroup", "UMBRA_CGROUP=umbra/inner one"),
 		named("deep cgroup", "cgroup", "UMBRA_CGROUP=umbra/inner two/deep"),
 		with(named("pidns", "pidns", "UMBRA_DEPTH=2"), func(p *process) { p.attr.Cloneflags = unix.CLONE_NEWPID }),

@@ -228,8 +228,11 @@ func elsewhere() error {
 // or one so long that it runs over the environment.
 func title() error {
 	text := "umbra: title changed"
-	if os.Getenv("UMBRA_HOW") == "long" {
+	switch os.Getenv("UMBRA_HOW") {
+	case "long":
 		text = strings.Repeat("umbra: a long title ", 5)
+	case "page":
+		text = strings.Repeat("umbra: a very long title ", 205) // of 5125 bytes
 	}
 	overwriteArgs(text)
 	return newMaker().stay()
