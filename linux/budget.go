@@ -8,6 +8,19 @@ import (
 // can let any number of them lead to the same memory.
 type budget struct{ left uint64 }
 
+// maxAllText bounds the paths and arguments of all rows of an answer, in bytes.
+const maxAllText = 64 << 20
+
+// stringSize is what a string takes besides its bytes.
+const stringSize = 16
+
+func textSize(s *string) uint64 {
+	if s == nil {
+		return 0
+	}
+	return uint64(len(*s)) + stringSize
+}
+
 // take notes that a walk's object holds n more; held is the object's own count. The
 // walk fails when the budget is used up.
 func (b *budget) take(w *kernel.Walk, held *uint64, n uint64) bool {

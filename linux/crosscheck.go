@@ -58,11 +58,14 @@ func (r *taskReader) onlyListed(init mem.Virt, listed, inIDR map[mem.Virt]bool) 
 	}
 	slices.SortFunc(missing, cmp.Compare)
 	rows := make([]taskRow, len(missing))
-	errs := make([]error, len(missing))
+	errs, held := make([]error, len(missing)), make([]uint64, len(missing))
+	total := budget{maxAllText}
 	err := r.v.Each(len(missing), func(i int, w *kernel.Walk) {
+		total.back(&held[i])
 		rows[i] = taskRow{leader: true}
 		r.task(w, missing[i], &rows[i])
 		errs[i] = w.Err()
+		rows[i].bound(w, &total, &held[i])
 	}, func(i int) { rows[i].Moved = true })
 	if err != nil {
 		return nil, err

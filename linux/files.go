@@ -243,6 +243,7 @@ func (r *fileReader) describe(rows []File) ([]File, error) {
 		of[k] = append(of[k], i)
 	}
 	files, open := make([]File, len(of)), make([]bool, len(rows))
+	total, texts := budget{maxAllText}, make([]uint64, len(of))
 	err := r.v.Each(len(of), func(k int, w *kernel.Walk) {
 		held := false
 		for _, i := range of[k] {
@@ -251,7 +252,13 @@ func (r *fileReader) describe(rows []File) ([]File, error) {
 			held = held || open[i]
 		}
 		if held || w.View().Snapshot().Batching() {
-			files[k] = r.file(w, rows[of[k][0]].Addr)
+			f := r.file(w, rows[of[k][0]].Addr)
+			total.back(&texts[k])
+			if err := w.Try(func() { total.take(w, &texts[k], textSize(f.Path)) }); err != nil {
+				f.Path = nil
+				f.Errors = append(f.Errors, "path: "+err.Error())
+			}
+			files[k] = f
 		}
 	}, func(k int) { files[k].Moved = true })
 	if err != nil {

@@ -34,6 +34,10 @@ type pathLayout struct {
 // maxComponents bounds a path's depth: PATH_MAX bytes hold no more.
 const maxComponents = 2048
 
+// maxPath bounds a path's text, in bytes. /proc's links hold a page of it; files
+// that list paths can hold more.
+const maxPath = 1 << 16
+
 // path is a struct path: a dentry as a mount shows it.
 type path struct{ mnt, dentry mem.Virt }
 
@@ -71,6 +75,7 @@ func pathText(w *kernel.Walk, l *pathLayout, p, root path) (text string, deleted
 // then all of it comes in one round.
 func treePath(w *kernel.Walk, l *pathLayout, p, root path) (text string, reached bool) {
 	var names []string
+	size := 0
 	var failed error
 	try := func(part func()) {
 		if err := w.Try(part); failed == nil {
@@ -105,7 +110,16 @@ func treePath(w *kernel.Walk, l *pathLayout, p, root path) (text string, reached
 			names = nil
 			break
 		}
-		try(func() { names = append(names, dentryName(w, l, d)) })
+		try(func() {
+			name := dentryName(w, l, d)
+			if size += 1 + len(name); size > maxPath {
+				w.Failf("path at dentry %v: %w", p.dentry, kernel.ErrTooLong)
+			}
+			names = append(names, name)
+		})
+		if size > maxPath {
+			break
+		}
 		d = parent
 	}
 	w.Fail(failed)

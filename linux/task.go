@@ -187,10 +187,26 @@ func (r *taskReader) fromIDR() ([]taskRow, error) {
 	if err != nil {
 		return nil, err
 	}
-	rows := make([]taskRow, len(pids))
-	err = r.v.Each(len(pids), func(i int, w *kernel.Walk) { rows[i] = r.fromPID(w, pids[i]) },
-		func(i int) { rows[i].Moved = true })
+	rows, held := make([]taskRow, len(pids)), make([]uint64, len(pids))
+	total := budget{maxAllText}
+	err = r.v.Each(len(pids), func(i int, w *kernel.Walk) {
+		total.back(&held[i])
+		rows[i] = r.fromPID(w, pids[i])
+		rows[i].bound(w, &total, &held[i])
+	}, func(i int) { rows[i].Moved = true })
 	return rows, err
+}
+
+// bound drops a row's texts when those of all rows are more than an answer may hold.
+func (r *taskRow) bound(w *kernel.Walk, total *budget, held *uint64) {
+	n := textSize(r.Exe) + textSize(r.Cwd)
+	for _, a := range r.Args {
+		n += uint64(len(a)) + stringSize
+	}
+	if err := w.Try(func() { total.take(w, held, n) }); err != nil {
+		r.Exe, r.Cwd, r.Args = nil, nil, nil
+		r.Errors = append(r.Errors, "exe, cwd, args: "+err.Error())
+	}
 }
 
 type pidNSLayout struct {
