@@ -76,6 +76,9 @@ func (r *taskReader) onlyListed(init mem.Virt, listed, inIDR map[mem.Virt]bool) 
 			r.v.Find(fmt.Sprintf("task_struct %v", missing[i]), "in the task list, but cannot be read: %v", err)
 			continue
 		}
+		if rows[i].released() {
+			continue // it was in the list when that was read
+		}
 		r.v.Find(taskName(rows[i].TID), "%q is in the task list but not in the PID IDR", rows[i].Comm)
 		more = append(more, rows[i])
 	}
@@ -95,6 +98,12 @@ func (r *taskReader) taskList(init mem.Virt) (tasks map[mem.Virt]bool, err error
 		})
 	})
 	return tasks, err
+}
+
+// released tells that a task has ended, was waited for, and holds nothing any more
+// (kernel/exit.c, release_task): it can run no more, whatever still points to it.
+func (r *taskRow) released() bool {
+	return r.State == "X" && r.MM == 0 && r.Files == 0 && r.Nsp == 0
 }
 
 // exiting tells that a task has ended, and only waits to be waited for.
