@@ -69,6 +69,7 @@ func TestBusy(t *testing.T) {
 			b.check(t)
 		})
 	}
+	t.Run("hidden", func(t *testing.T) { hideTasks(ctx, t, k) })
 	stormy := map[string]bool{}
 	tasks, err := Tasks(view(t, k, mem.Options{}), TaskOptions{})
 	for _, task := range tasks {
