@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/umbravm/umbra/internal/lab"
-	"github.com/umbravm/umbra/kernel"
 	"github.com/umbravm/umbra/mem"
 )
 
@@ -342,17 +341,11 @@ func TestSocketRounds(t *testing.T) {
 		g := lab.Shared(t, lab.Config{Kernel: "6.1", MemMB: 384, Append: []string{
 			"umbra.state=0", fmt.Sprintf("umbra.procs=%d", n), fmt.Sprintf("umbra.socks=%d", n)}})
 		k := attach(t, g)
-		var v *kernel.View
-		var socks []Socket
-		for range 5 { // a look during which the guest moved takes rounds of its own
-			v = view(t, k, mem.Options{Batch: true})
-			var err error
-			if socks, err = Sockets(v, SocketOptions{}); err != nil {
-				t.Fatal(err)
-			}
-			if v.Snapshot().Stats().Retried == 0 {
-				break
-			}
+		ask(t, g, "1", "stat") // a guest that moves takes rounds of its own
+		v := view(t, k, mem.Options{Batch: true})
+		socks, err := Sockets(v, SocketOptions{})
+		if err != nil {
+			t.Fatal(err)
 		}
 		held := 0
 		for _, s := range socks {
@@ -367,7 +360,8 @@ func TestSocketRounds(t *testing.T) {
 			t.Errorf("%d sockets in %d rounds, more than 16", len(socks), rounds[n])
 		}
 	}
-	if rounds[1000] > rounds[50]+2 {
+	// The PID IDR is a level deeper, and hash chains are longer: not twenty times as long.
+	if rounds[1000] > rounds[50]+4 {
 		t.Errorf("%d rounds for 50 tasks, %d for 1000", rounds[50], rounds[1000])
 	}
 }
