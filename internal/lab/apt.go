@@ -10,10 +10,7 @@ import (
 	"strings"
 )
 
-const (
-	defaultMirror = "http://deb.debian.org"
-	archiveKeys   = "/usr/share/keyrings/debian-archive-keyring.gpg"
-)
+const archiveKeys = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 // apt is a package index of its own: the sources are ours, everything else of
 // the system's configuration (proxies, certificates) stays in force, and
@@ -30,24 +27,24 @@ func newApt(ctx context.Context, dir string, suites [][2]string) (*apt, error) {
 			return nil, err
 		}
 	}
-	mirror := strings.TrimRight(os.Getenv("UMBRA_LAB_MIRROR"), "/")
-	if mirror == "" {
-		mirror = defaultMirror
-	}
 	options := "[arch=amd64]"
 	if _, err := os.Stat(archiveKeys); err == nil {
 		options = "[arch=amd64 signed-by=" + archiveKeys + "]"
 	}
 	var list strings.Builder
 	for _, s := range suites {
-		fmt.Fprintf(&list, "deb %s %s/%s %s main\n", options, mirror, s[0], s[1])
+		uri, err := archive(ctx, s[0])
+		if err != nil {
+			return nil, err
+		}
+		fmt.Fprintf(&list, "deb %s %s %s main\n", options, uri, s[1])
 	}
 	if err := os.WriteFile(filepath.Join(dir, "sources.list"), []byte(list.String()), 0o644); err != nil {
 		return nil, err
 	}
 	a := &apt{dir: dir}
 	if _, err := a.run(ctx, dir, "apt-get", "update"); err != nil {
-		return nil, fmt.Errorf("reach the package archive %s: %w", mirror, err)
+		return nil, fmt.Errorf("reach the package archive: %w", err)
 	}
 	return a, nil
 }

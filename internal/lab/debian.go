@@ -73,12 +73,12 @@ func debianRoot(ctx context.Context) (string, error) {
 	defer cancel()
 	dir, err := cached(ctx, fmt.Sprintf("debian-%s-v%d", debianSuite, debianLayout), func(dir string) error {
 		root := filepath.Join(dir, "root")
-		mirror := strings.TrimRight(os.Getenv("UMBRA_LAB_MIRROR"), "/")
-		if mirror == "" {
-			mirror = defaultMirror
+		mirror, err := archive(ctx, "debian")
+		if err != nil {
+			return err
 		}
 		out, err := exec.CommandContext(ctx, "debootstrap", "--variant=minbase",
-			"--include="+strings.Join(debianPackages, ","), debianSuite, root, mirror+"/debian").CombinedOutput()
+			"--include="+strings.Join(debianPackages, ","), debianSuite, root, mirror).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("debootstrap: %w: %s", err, tail(out, 1000))
 		}
