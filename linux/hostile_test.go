@@ -184,3 +184,30 @@ func listAll(t *testing.T, k *kernel.Kernel, round int) (told bool) {
 	}
 	return told
 }
+
+// TestTampered changes a bit of the kernel's own tables after they were attached to.
+func TestTampered(t *testing.T) {
+	for object, symbol := range map[string]string{"BTF": "__start_BTF", "kallsyms": ""} {
+		t.Run(object, func(t *testing.T) {
+			f := &flipped{Source: openRecorded(t, "5.10")}
+			k := attachTo(t, f)
+			if found, err := k.Tampered(); err != nil || len(found) > 0 {
+				t.Fatalf("nothing changed yet: %v, %v", found, err)
+			}
+			a := k.Symbols().Locations().Names
+			if symbol != "" {
+				var err error
+				if a, err = k.Symbol(symbol); err != nil {
+					t.Fatal(err)
+				}
+			}
+			run := k.Image()[0]
+			at := run.Phys + mem.Phys(a+64-run.Virt)
+			f.flips = map[mem.Phys][]flip{at.Page(): {{int(at - at.Page()), 0x10}}}
+			found, err := k.Tampered()
+			if err != nil || len(found) != 1 || found[0].Object != object {
+				t.Errorf("a bit of %s flipped: %v, %v", object, found, err)
+			}
+		})
+	}
+}
