@@ -50,7 +50,7 @@ In a table [NAME] is a process without arguments, most often a kernel thread.`,
 		flags: func(cmd *cobra.Command) {
 			cmd.Flags().BoolVar(&opts.Threads, "threads", false, "list threads too, one row each")
 			cmd.Flags().BoolVar(&tree, "tree", false, "show who started whom; for people")
-			cmd.Flags().BoolVar(&opts.Brief, "brief", false, "leave out arguments, paths and memory sizes: fewer pages are read")
+			cmd.Flags().BoolVar(&opts.Brief, "brief", false, "leave out arguments, paths, sizes, threads and CPU time: fewer pages are read")
 		},
 		read: func(v *kernel.View) ([]linux.Task, error) { return linux.Tasks(v, opts) },
 		show: func(a *app, rows []linux.Task, o table.Options) (bool, error) {
