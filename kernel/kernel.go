@@ -183,16 +183,38 @@ func (k *Kernel) Field(path string) (btf.Field, error) { return k.types.Field(pa
 // Layout returns a struct of btf.Field members bound to the kernel's types (see
 // btf.Bind). It is bound once for each kernel and type T.
 func Layout[T any](k *Kernel) (*T, error) {
-	t := reflect.TypeFor[T]()
+	l, err := k.layout(reflect.TypeFor[T]())
+	if err != nil {
+		return nil, err
+	}
+	return l.(*T), nil
+}
+
+// layout returns a pointer to a struct of type t bound to the kernel's types.
+func (k *Kernel) layout(t reflect.Type) (any, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if l, ok := k.layouts[t]; ok {
-		return l.(*T), nil
+		return l, nil
 	}
-	l := new(T)
+	l := reflect.New(t).Interface()
 	if err := btf.Bind(k, l); err != nil {
 		return nil, fmt.Errorf("types of this kernel: %w", err)
 	}
 	k.layouts[t] = l
 	return l, nil
+}
+
+// Layouts is Layout for several at once: each of into is a pointer to a *T and is set
+// to the layout of that T. It panics when one is something else.
+func Layouts(k *Kernel, into ...any) error {
+	for _, p := range into {
+		to := reflect.ValueOf(p).Elem()
+		l, err := k.layout(to.Type().Elem())
+		if err != nil {
+			return err
+		}
+		to.Set(reflect.ValueOf(l))
+	}
+	return nil
 }

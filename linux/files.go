@@ -136,20 +136,7 @@ type fileReader struct {
 
 func newFileReader(v *kernel.View) (*fileReader, error) {
 	r := &fileReader{v: v}
-	var err error
-	if r.fd, err = kernel.Layout[fdLayout](v.Kernel); err != nil {
-		return nil, err
-	}
-	if r.l, err = kernel.Layout[fileLayout](v.Kernel); err != nil {
-		return nil, err
-	}
-	if r.path, err = kernel.Layout[pathLayout](v.Kernel); err != nil {
-		return nil, err
-	}
-	if r.task, err = kernel.Layout[taskLayout](v.Kernel); err != nil {
-		return nil, err
-	}
-	if r.ns, err = kernel.Layout[reaperLayout](v.Kernel); err != nil {
+	if err := kernel.Layouts(v.Kernel, &r.fd, &r.l, &r.path, &r.task, &r.ns); err != nil {
 		return nil, err
 	}
 	return r, nil

@@ -162,22 +162,7 @@ type mapReader struct {
 func newMapReader(v *kernel.View) (*mapReader, error) {
 	r := &mapReader{v: v}
 	var err error
-	if r.l, err = kernel.Layout[mapLayout](v.Kernel); err != nil {
-		return nil, err
-	}
-	if r.file, err = kernel.Layout[fileLayout](v.Kernel); err != nil {
-		return nil, err
-	}
-	if r.path, err = kernel.Layout[pathLayout](v.Kernel); err != nil {
-		return nil, err
-	}
-	if r.task, err = kernel.Layout[taskLayout](v.Kernel); err != nil {
-		return nil, err
-	}
-	if r.ns, err = kernel.Layout[reaperLayout](v.Kernel); err != nil {
-		return nil, err
-	}
-	if r.rb, err = kernel.Layout[rbLayout](v.Kernel); err != nil {
+	if err = kernel.Layouts(v.Kernel, &r.l, &r.file, &r.path, &r.task, &r.ns, &r.rb); err != nil {
 		return nil, err
 	}
 	switch {

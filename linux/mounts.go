@@ -156,16 +156,7 @@ type mountReader struct {
 func newMountReader(v *kernel.View) (*mountReader, error) {
 	r := &mountReader{v: v}
 	var err error
-	if r.l, err = kernel.Layout[mountLayout](v.Kernel); err != nil {
-		return nil, err
-	}
-	if r.path, err = kernel.Layout[pathLayout](v.Kernel); err != nil {
-		return nil, err
-	}
-	if r.task, err = kernel.Layout[taskLayout](v.Kernel); err != nil {
-		return nil, err
-	}
-	if r.rb, err = kernel.Layout[rbLayout](v.Kernel); err != nil {
+	if err = kernel.Layouts(v.Kernel, &r.l, &r.path, &r.task, &r.rb); err != nil {
 		return nil, err
 	}
 	if !r.l.NSList.Known && !r.l.Node.Known {

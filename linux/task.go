@@ -158,20 +158,7 @@ type taskReader struct {
 
 func newTaskReader(v *kernel.View, opts TaskOptions) (*taskReader, error) {
 	r := &taskReader{v: v, opts: opts}
-	var err error
-	if r.l, err = kernel.Layout[taskLayout](v.Kernel); err != nil {
-		return nil, err
-	}
-	if r.xa, err = kernel.Layout[xarrayLayout](v.Kernel); err != nil {
-		return nil, err
-	}
-	if r.path, err = kernel.Layout[pathLayout](v.Kernel); err != nil {
-		return nil, err
-	}
-	if r.mm, err = kernel.Layout[mmLayout](v.Kernel); err != nil {
-		return nil, err
-	}
-	if r.kth, err = kernel.Layout[kthreadLayout](v.Kernel); err != nil {
+	if err := kernel.Layouts(v.Kernel, &r.l, &r.xa, &r.path, &r.mm, &r.kth); err != nil {
 		return nil, err
 	}
 	return r, nil
